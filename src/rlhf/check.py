@@ -1,0 +1,142 @@
+"""What can be refused before anything heavy is imported: settings that contradict each other, the machine or the run folders."""
+
+import importlib.util
+from pathlib import Path
+
+from rlhf.config import REPO, Stage, options
+from rlhf.errors import ConfigError, nearest
+
+ALLOWED = {
+    "method.name": ("sft", "reward", "dpo", "ppo"),
+    "adapter.name": ("lora", "none"),
+    "quantization.name": ("nf4", "int8", "none"),
+    "dataset.format": ("chat", "plain", "transcript"),
+    "dataset.long_rows": ("drop", "truncate", "wrap", "error"),
+    "dataset.bad_rows": ("error", "drop"),
+    "hardware.device": ("cpu", "cuda"),
+    "hardware.precision": ("fp32", "bf16"),
+    "logging.report_to": ("none", "tensorboard", "wandb", "trackio"),
+    "model.attention": ("sdpa", "eager", "flash_attention_2"),
+}
+POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
+            "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
+
+
+def check(stage: Stage) -> None:
+    """Raise a ConfigError that lists every contradiction found."""
+    problems = [*_values(stage), *_combinations(stage), *_files(stage)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _get(stage: Stage, key: str) -> object:
+    value: object = stage
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _values(stage: Stage) -> list[str]:
+    problems = [
+        f"{key}={_get(stage, key)} is not one of {', '.join(allowed)}{nearest(_get(stage, key), allowed)}"
+        for key, allowed in ALLOWED.items()
+        if _get(stage, key) not in allowed
+    ]
+    problems += [f"{key}={_get(stage, key)} must be at least 1" for key in POSITIVE if int(str(_get(stage, key))) < 1]
+    for key in ("run.recipe", "run.stage"):
+        value = str(_get(stage, key))
+        if not value or ".." in value or value.startswith(("/", "~")) or "\0" in value:
+            problems.append(f"{key}={value!r} must be a plain folder name inside run.root")
+    return problems
+
+
+def _combinations(stage: Stage) -> list[str]:
+    problems = []
+    method, model, hardware = stage.method, stage.model, stage.hardware
+    if stage.quantization.name != "none" and stage.adapter.name == "none":
+        problems.append(
+            f"adapter=none trains all weights, which quantization={stage.quantization.name} freezes\n"
+            "  fix: adapter=lora, or quantization=none"
+        )
+    if (model.path is None) == (model.init is None):
+        problems.append("model.path and model.init: exactly one of them must be set (weights to load, or random ones to make)")
+    if model.init is not None and stage.adapter.name != "none":
+        problems.append("model.init makes random weights, which an adapter can't train\n  fix: adapter=none quantization=none")
+    if stage.dataset.long_rows in ("truncate", "wrap") and method.name != "sft":
+        problems.append(f"dataset.long_rows={stage.dataset.long_rows} would cut prompts or pairs\n  fix: dataset.long_rows=drop")
+    if method.args.get("packing_strategy") == "wrapped":
+        problems.append("method.args.packing_strategy=wrapped repeats rows in TRL 1.12\n  fix: dataset.long_rows=wrap")
+    if stage.dataset.format == "transcript" and set(stage.dataset.markers or {}) != {"user", "assistant"}:
+        problems.append('dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}')
+    if method.name == "ppo":
+        room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
+        if method.reward_model is None:
+            problems.append("method.reward_model is null; ppo needs the weights of a reward stage")
+        if room > stage.dataset.max_length:
+            problems.append(
+                f"method.args.response_length + dataset.max_prompt_length = {room} is more than dataset.max_length="
+                f"{stage.dataset.max_length}\n  fix: dataset.max_length={room}"
+            )
+    if stage.logging.report_to != "none" and importlib.util.find_spec(stage.logging.report_to) is None:
+        problems.append(f"logging={stage.logging.report_to}: the package is missing\n  fix: pip install {stage.logging.report_to}")
+    if hardware.device == "cpu" and stage.quantization.name == "int8":
+        problems.append("quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one")
+    if model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        problems.append("model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa")
+    return problems
+
+
+def _files(stage: Stage) -> list[str]:
+    """Predecessors that have not run, and templates and data files that are not there."""
+    problems = []
+    for key in ("model.path", "method.start_from", "method.reward_model"):
+        value = _get(stage, key)
+        if isinstance(value, str):
+            problems += _weights(stage, key, value)
+    template = template_file(stage.model.chat_template)
+    if template is not None and not template.is_file():
+        known = [path.stem for path in (REPO / "conf/chat_template").glob("*.jinja")]
+        problems.append(
+            f"model.chat_template={stage.model.chat_template}: there is no file {template}"
+            f"{nearest(stage.model.chat_template, known)}"
+        )
+    return problems
+
+
+def _weights(stage: Stage, key: str, value: str) -> list[str]:
+    path = Path(value)
+    root = Path(stage.run.root) / stage.run.recipe
+    if path.parent.parent == root and path.name == "final":
+        if path.is_dir():
+            return []
+        name = path.parent.name
+        known = f"recipes={stage.run.recipe}/{name}" if f"{stage.run.recipe}/{name}" in options("recipes") else f"run.stage={name}"
+        return [f"{key}={value}: stage `{name}` of `{stage.run.recipe}` has not finished\n  fix: python src/train.py {known}"]
+    if value.startswith((".", "/", "~")) and not path.expanduser().exists():
+        return [f"{key}={value}: no such folder"]
+    return []
+
+
+def template_file(chat_template: str | None) -> Path | None:
+    """The Jinja file that `model.chat_template` names, or None for the tokenizer's own and for `plain`."""
+    if chat_template in (None, "plain"):
+        return None
+    name = str(chat_template)
+    return Path(name) if "/" in name else REPO / "conf/chat_template" / f"{name}.jinja"
+
+
+def check_machine(stage: Stage) -> None:
+    """What only torch can tell: whether the GPUs that the configuration asks for are here."""
+    import torch
+
+    if stage.hardware.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("hardware.device=cuda, but this machine has no GPU that torch can use\n  fix: hardware=cpu")
+    if stage.hardware.device == "cuda":
+        import os
+
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world != stage.hardware.devices:
+            raise ConfigError(
+                f"hardware.devices={stage.hardware.devices}, but {world} process(es) were started\n"
+                f"  fix: accelerate launch --num_processes {stage.hardware.devices} src/train.py ..., or hardware.devices={world}"
+            )

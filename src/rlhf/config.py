@@ -1,0 +1,202 @@
+"""What may be written in YAML and on the command line: the typed schema, its resolvers, and how a stage is composed.
+
+Imports nothing heavy. The values and a sentence on each key stand in `conf/train.yaml`; here are only the types, so that a
+typo or a wrong type is refused while the config is composed. `method.args`, `adapter.args` and `quantization.args` stay open:
+`rlhf.args` judges them against the installed TRL, PEFT and bitsandbytes.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+REPO = Path(__file__).resolve().parents[2]
+STAGE_REFERENCE = re.compile(r"\$\{stage:\s*([\w-]+)\s*\}")
+
+
+@dataclass
+class Run:
+    root: str = MISSING
+    recipe: str = MISSING
+    stage: str = MISSING
+    overwrite: bool = MISSING
+
+
+@dataclass
+class Model:
+    path: str | None = MISSING
+    revision: str | None = MISSING
+    licence: str | None = MISSING
+    chat_template: str | None = MISSING
+    eos_token: str | None = MISSING
+    pad_token: str | None = MISSING
+    attention: str = MISSING
+    trust_remote_code: bool = MISSING
+    init: dict[str, Any] | None = MISSING
+
+
+@dataclass
+class Splits:
+    train: str | None = MISSING
+    eval: str | None = MISSING
+    test: str | None = MISSING
+
+
+@dataclass
+class Dataset:
+    path: str = MISSING
+    subset: str | None = MISSING
+    revision: str | None = MISSING
+    licence: str | None = MISSING
+    splits: Splits = MISSING
+    columns: dict[str, str] = MISSING
+    format: str = MISSING
+    markers: dict[str, str] | None = MISSING
+    system: str | None = MISSING
+    options: dict[str, Any] = MISSING
+    annotator: str | None = MISSING
+    max_length: int = MISSING
+    max_prompt_length: int = MISSING
+    long_rows: str = MISSING
+    bad_rows: str = MISSING
+
+
+@dataclass
+class Method:
+    name: str = MISSING
+    start_from: str | None = MISSING
+    reward_model: str | None = MISSING
+    args: dict[str, Any] = MISSING
+
+
+@dataclass
+class Adapter:
+    name: str = MISSING
+    args: dict[str, Any] = MISSING
+
+
+@dataclass
+class Quantization:
+    name: str = MISSING
+    args: dict[str, Any] = MISSING
+
+
+@dataclass
+class Hardware:
+    device: str = MISSING
+    devices: int = MISSING
+    memory_gb: float = MISSING
+    micro_batch_size: int = MISSING
+    precision: str = MISSING
+    gradient_checkpointing: bool = MISSING
+
+
+@dataclass
+class Logging:
+    report_to: str = MISSING
+    steps: int = MISSING
+
+
+@dataclass
+class Evaluation:
+    prompts: int = MISSING
+    max_new_tokens: int = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Debug:
+    max_steps: int | None = MISSING
+    rows: int | None = MISSING
+    overfit: bool = MISSING
+
+
+@dataclass
+class Stage:
+    """One stage of a recipe, as the code below the doors sees it: plain dataclasses, everything resolved."""
+
+    seed: int = MISSING
+    batch_size: int = MISSING
+    run: Run = MISSING
+    model: Model = MISSING
+    dataset: Dataset = MISSING
+    method: Method = MISSING
+    adapter: Adapter = MISSING
+    quantization: Quantization = MISSING
+    hardware: Hardware = MISSING
+    logging: Logging = MISSING
+    evaluation: Evaluation = MISSING
+    debug: Debug = MISSING
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds everything the stage leaves behind."""
+        return Path(self.run.root) / self.run.recipe / self.run.stage
+
+
+GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "debug")
+
+# Mappings whose keys other libraries decide: TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
+OPEN = (("method", "args"), ("adapter", "args"), ("quantization", "args"), ("dataset", "columns"), ("dataset", "options"))
+
+
+def register() -> None:
+    """Make the schema and the two pure resolvers known to Hydra; composing changes nothing on disk."""
+    node = OmegaConf.structured(Stage)
+    for section, cls in {"method": Method, "adapter": Adapter, "quantization": Quantization, "dataset": Dataset}.items():
+        node[section] = OmegaConf.structured(cls)
+    for section, key in OPEN:
+        node[section][key] = {}
+        OmegaConf.set_struct(node[section][key], False)  # lets `method.args.warmup_steps=0.1` be written without a `+`
+    ConfigStore.instance().store(name="schema", node=node)
+    OmegaConf.register_new_resolver("repo", lambda: REPO.as_posix(), replace=True)
+    OmegaConf.register_new_resolver("stage", _weights_of, replace=True)
+
+
+def _weights_of(stage: str, *, _root_: DictConfig) -> str:
+    """`${stage:sft}` is where that stage of the same recipe leaves its weights: runs/<recipe>/sft/final."""
+    return f"{_root_.run.root}/{_root_.run.recipe}/{stage}/final"
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The composed, unresolved config that `python src/train.py <overrides>` would run."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(REPO / "conf")):
+        return compose("train", overrides=list(overrides))
+
+
+def to_stage(cfg: DictConfig) -> Stage:
+    """Resolve everything; raises if a `???` is left, naming its key."""
+    return cast(Stage, OmegaConf.to_object(cfg))
+
+
+def needs(cfg: DictConfig) -> list[str]:
+    """Names of the stages whose weights this config reads, in order of appearance: every `${stage:x}` in it."""
+    found = [name for value in _strings(OmegaConf.to_container(cfg, resolve=False)) for name in STAGE_REFERENCE.findall(value)]
+    return list(dict.fromkeys(found))
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from _strings(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _strings(value)
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group, or for `recipes` every `<recipe>/<stage>`."""
+    root = REPO / ("recipes" if group == "recipes" else f"conf/{group}")
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+register()

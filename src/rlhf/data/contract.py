@@ -1,0 +1,213 @@
+"""One contract for every dataset: columns are mapped to roles, and each row becomes checked messages or is refused by name.
+
+Roles a dataset may map: `messages`; `prompt`, `completion`; `prompt`, `chosen`, `rejected` (the prompt may be implied by two whole
+dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties); `text`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from rlhf.config import Dataset
+from rlhf.data.sources import Row
+from rlhf.errors import DataError, nearest
+
+Messages = list[dict[str, str]]
+ROLES = ("messages", "prompt", "completion", "chosen", "rejected", "ranking", "ranks", "truth", "text")
+
+
+class BadRow(Exception):
+    """A row that breaks the contract; `reason` is what the ledger counts."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to one prompt. `true_margin` is the annotator's true score of chosen minus rejected, where one knows it."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    true_margin: float | None = None
+
+
+def check_columns(dataset: Dataset, row: Row) -> None:
+    """Every mapped column must be in the first row; says what was expected and what was found."""
+    for role, column in dataset.columns.items():
+        if role not in ROLES:
+            raise DataError(f"dataset.columns.{role} is not a role{nearest(role, ROLES)}\n  allowed: {', '.join(ROLES)}")
+        if column not in row.values:
+            raise DataError(
+                f"dataset.columns.{role}={column} is not a column of {row.where.rpartition(':')[0]}"
+                f"{nearest(column, row.values)}\n  it has: {', '.join(map(str, row.values))}"
+            )
+
+
+def dialogue(dataset: Dataset, row: Row) -> Messages:
+    """A whole demonstration, ending in an assistant turn (for sft)."""
+    columns = dataset.columns
+    if "text" in columns:
+        return [{"role": "assistant", "content": _text(row.values[columns["text"]], columns["text"])}]
+    if "messages" in columns:
+        messages = _messages(dataset, row.values[columns["messages"]], columns["messages"])
+    elif {"prompt", "completion"} <= set(columns):
+        prompt = _messages(dataset, row.values[columns["prompt"]], columns["prompt"])
+        messages = prompt + _reply(dataset, row.values[columns["completion"]], columns["completion"])
+    else:
+        raise DataError(_lacks(dataset, "sft", "messages, or prompt and completion, or text"))
+    return _checked(dataset, messages, last="assistant")
+
+
+def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
+    """The strict preferences in a row: one, or for a ranking up to K(K-1)/2; ties give none (for reward and dpo)."""
+    columns = dataset.columns
+    if {"prompt", "ranking"} <= set(columns):
+        yield from _ranking(dataset, row)
+        return
+    if not {"chosen", "rejected"} <= set(columns):
+        raise DataError(_lacks(dataset, "reward and dpo", "chosen and rejected (with or without prompt), or prompt and ranking"))
+    prompt, chosen, rejected = _split_pair(dataset, row)
+    if chosen == rejected:
+        raise BadRow("chosen equals rejected", f"{columns['chosen']} and {columns['rejected']} are the same reply: {_short(chosen)}")
+    yield Pair(prompt, chosen, rejected)
+
+
+def prompt(dataset: Dataset, row: Row) -> Messages:
+    """What a policy is asked to answer, ending in a user turn (for ppo and for evaluation)."""
+    columns = dataset.columns
+    if "prompt" in columns or not columns.keys() & {"messages", "chosen"}:
+        column = columns.get("prompt", "prompt")
+        if column not in row.values:
+            raise DataError(_lacks(dataset, "ppo and evaluation", "prompt, messages or chosen and rejected"))
+        return _checked(dataset, _messages(dataset, row.values[column], column), last="user")
+    if "messages" in columns:
+        messages = dialogue(dataset, row)
+        return _checked(dataset, messages[: _last_user(messages) + 1], last="user")
+    return _split_pair(dataset, row)[0]
+
+
+def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
+    columns = dataset.columns
+    asked = _checked(dataset, _messages(dataset, row.values[columns["prompt"]], columns["prompt"]), last="user")
+    replies = row.values[columns["ranking"]]
+    if not isinstance(replies, list) or len(replies) < 2:
+        raise BadRow("not a ranking", f"{columns['ranking']} must be a list of at least two replies, found {_short(replies)}")
+    ranks = row.values[columns["ranks"]] if "ranks" in columns else list(range(len(replies)))
+    truth = row.values[columns["truth"]] if "truth" in columns else None
+    for name, values in (("ranks", ranks), ("truth", truth)):
+        if values is not None and (
+            not isinstance(values, list)
+            or len(values) != len(replies)
+            or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        ):
+            raise BadRow("not a ranking", f"{columns.get(name, name)} must hold {len(replies)} numbers, found {_short(values)}")
+    messages = [_reply(dataset, reply, columns["ranking"]) for reply in replies]
+    for first, second in combinations(range(len(replies)), 2):
+        if ranks[first] == ranks[second]:
+            continue
+        best, worst = (first, second) if ranks[first] < ranks[second] else (second, first)
+        if messages[best] == messages[worst]:
+            raise BadRow("chosen equals rejected", f"{columns['ranking']} has the same reply at two ranks: {_short(replies[best])}")
+        margin = None if truth is None else truth[best] - truth[worst]
+        yield Pair(asked, messages[best], messages[worst], margin)
+
+
+def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Messages]:
+    columns = dataset.columns
+    chosen, rejected = row.values[columns["chosen"]], row.values[columns["rejected"]]
+    if "prompt" in columns:
+        asked = _checked(dataset, _messages(dataset, row.values[columns["prompt"]], columns["prompt"]), last="user")
+        return asked, _reply(dataset, chosen, columns["chosen"]), _reply(dataset, rejected, columns["rejected"])
+    whole = [
+        _checked(dataset, _messages(dataset, value, columns[role]), last="assistant")
+        for role, value in (("chosen", chosen), ("rejected", rejected))
+    ]
+    if whole[0][:-1] != whole[1][:-1]:
+        raise BadRow("prompts differ", f"{columns['chosen']} and {columns['rejected']} differ before the last turn")
+    if len(whole[0]) < 2:
+        raise BadRow("no prompt", f"{columns['chosen']} has a single message; a prompt and a reply are needed")
+    return whole[0][:-1], whole[0][-1:], whole[1][-1:]
+
+
+def _messages(dataset: Dataset, value: Any, column: str) -> Messages:
+    """A cell as messages: a list of them, a transcript with markers, or a string that is one user turn."""
+    if isinstance(value, str) and dataset.format == "transcript":
+        return _transcript(dataset, value, column)
+    if isinstance(value, str) and value.lstrip().startswith("[{"):  # messages in a CSV cell
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            pass
+    if isinstance(value, str):
+        return [{"role": "user", "content": _text(value, column)}]
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise BadRow("not messages", f"{column} must be a text or a list of messages, found {_short(value)}")
+    for turn in value:
+        if not isinstance(turn.get("content"), str) or not isinstance(turn.get("role"), str):
+            raise BadRow("not messages", f"{column}: a message needs a role and a content, both text, found {_short(turn)}")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+
+
+def _reply(dataset: Dataset, value: Any, column: str) -> Messages:
+    """A cell as one assistant turn; a list of messages may be the reply alone or the dialogue that ends in it."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content") if value[-1].get("role") == "assistant" else None
+        if value is None:
+            raise BadRow("wrong role order", f"{column} must end in an assistant turn")
+    return [{"role": "assistant", "content": _text(value, column)}]
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow("not text", f"{column} must be text, found {type(value).__name__} {_short(value)}")
+    if not value.strip():
+        raise BadRow("empty text", f"{column} is empty")
+    return value
+
+
+def _transcript(dataset: Dataset, value: str, column: str) -> Messages:
+    markers, messages, rest = dataset.markers or {}, [], value
+    while rest.strip():
+        role = next((role for role, marker in markers.items() if rest.lstrip().startswith(marker.strip())), None)
+        if role is None:
+            raise BadRow("not a transcript", f"{column} must start with one of {list(markers.values())}, found {_short(rest)}")
+        body = rest.lstrip()[len(markers[role].strip()) :]
+        ends = [at for marker in markers.values() if (at := body.find(marker.rstrip())) >= 0]
+        messages.append({"role": role, "content": body[: min(ends, default=len(body))].strip()})
+        rest = body[min(ends, default=len(body)) :]
+    if not messages:
+        raise BadRow("empty text", f"{column} is empty")
+    return messages
+
+
+def _checked(dataset: Dataset, messages: Messages, last: str) -> Messages:
+    """Turns alternate, an optional system turn comes first, nothing is empty, and the last turn has the role `last`."""
+    turns = [m["role"] for m in messages]
+    body = turns[1:] if turns[:1] == ["system"] else turns
+    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(body))]
+    if not body or body != expected or body[-1] != last:
+        raise BadRow("wrong role order", f"turns must alternate from user to {last}, found {' '.join(turns) or 'none'}")
+    for message in messages:
+        if message["role"] != "system" and not message["content"].strip():
+            raise BadRow("empty text", f"a {message['role']} turn is empty")
+    if dataset.system is not None and turns[0] != "system":
+        return [{"role": "system", "content": dataset.system}, *messages]
+    return messages
+
+
+def _last_user(messages: Messages) -> int:
+    return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+
+
+def _lacks(dataset: Dataset, method: str, needed: str) -> str:
+    return f"dataset.columns={dict(dataset.columns)} does not serve {method}\n  needed: {needed}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

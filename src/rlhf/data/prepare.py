@@ -1,0 +1,223 @@
+"""From a dataset group to what a trainer takes, with a ledger that accounts for every row read, kept, dropped and truncated."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rlhf.config import Dataset, Stage
+from rlhf.data import contract, sources
+from rlhf.data.contract import BadRow
+from rlhf.data.sources import Row
+from rlhf.data.tokens import Renderer
+from rlhf.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+Tokens = dict[str, Any]
+SHOWN = 5  # dropped rows that the ledger names
+
+
+@dataclass
+class Ledger:
+    """What happened to the rows of one split."""
+
+    read: int = 0
+    kept: int = 0
+    truncated: int = 0
+    ties: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def drop(self, reason: str, where: str) -> None:
+        self.dropped[reason] += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(f"{where}: {reason}")
+
+    def keep(self, tokens: Tokens, length: int) -> None:
+        self.kept += 1
+        self.lengths.append(length)
+        self.digest.update(json.dumps(tokens, sort_keys=True).encode())
+
+    def report(self) -> dict[str, Any]:
+        lengths = sorted(self.lengths)
+        quantile = {f"p{q}": lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (50, 95, 100)} if lengths else {}
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "dropped": dict(self.dropped),
+            "truncated": self.truncated,
+            "ties": self.ties,
+            "tokens": quantile | {"sum": sum(lengths)},
+            "dropped_examples": self.examples,
+            "fingerprint": self.digest.hexdigest()[:16],
+        }
+
+
+@dataclass
+class Prepared:
+    """A stage's data: `train` and `eval` for its trainer, `test` prompts for its policy, the ledger, one row to look at."""
+
+    train: "datasets.Dataset"
+    eval: "datasets.Dataset | None"
+    test: list[dict[str, Any]]
+    ledger: dict[str, Any]
+    shown: str
+
+
+def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
+    """Tokenize every split that the stage uses; `asking` renders the test prompts.
+
+    Raises:
+        DataError: a column that isn't there, a row that breaks the contract (unless `dataset.bad_rows=drop`), or nothing left.
+    """
+    splits, ledgers = stage.dataset.splits, {}
+    if splits.train is None:
+        raise DataError("dataset.splits.train is null; there is nothing to train on")
+    tokenize = {"sft": _demonstrations, "reward": _pairs, "dpo": _pairs, "ppo": _prompts}[stage.method.name]
+    columns: dict[str, list[Any]] = {}
+    built: dict[str, datasets.Dataset | None] = {"eval": None}
+    for role, split in (("train", splits.train), ("eval", splits.eval)):
+        if split is not None:
+            ledgers[role] = Ledger()
+            columns = _collect(_tokens(stage, split, renderer, tokenize, ledgers[role]))
+            if not ledgers[role].kept:
+                reasons = ", ".join(f"{n} {reason}" for reason, n in ledgers[role].dropped.items()) or "the split is empty"
+                raise DataError(
+                    f"dataset.splits.{role}={split}: none of {ledgers[role].read} rows is left ({reasons})\n"
+                    f"  fix: dataset.max_length={stage.dataset.max_length} may be too small, or the columns are the wrong ones"
+                )
+            built[role] = _arrow(_wrapped(columns, stage.dataset.max_length) if stage.dataset.long_rows == "wrap" else columns)
+    test: list[dict[str, Any]] = []
+    if splits.test is not None and stage.evaluation.prompts and stage.method.name != "reward":
+        ledgers["test"] = Ledger()
+        test = list(_tokens(stage, splits.test, asking, _prompts, ledgers["test"], limit=stage.evaluation.prompts))
+    train = built["train"]
+    assert train is not None
+    return Prepared(train, built["eval"], test, {k: v.report() for k, v in ledgers.items()}, _show(stage, renderer, train))
+
+
+def _tokens(
+    stage: Stage,
+    split: str,
+    renderer: Renderer,
+    tokenize: Callable[[Stage, Row, Renderer, Ledger], Iterator[tuple[Tokens, int]]],
+    ledger: Ledger,
+    limit: int | None = None,
+) -> Iterator[Tokens]:
+    dataset = stage.dataset
+    limit = min((n for n in (limit, stage.debug.rows) if n is not None), default=None)
+    for row in sources.read(dataset, split, limit):
+        if not ledger.read and tokenize is not _prompts:
+            contract.check_columns(dataset, row)
+        ledger.read += 1
+        try:
+            for tokens, length in tokenize(stage, row, renderer, ledger):
+                ledger.keep(tokens, length)
+                yield tokens
+        except BadRow as bad:
+            if dataset.bad_rows == "error":
+                raise DataError(f"{row.where}: {bad}\n  fix: mend the row, or dataset.bad_rows=drop to leave such rows out") from bad
+            ledger.drop(bad.reason, row.where)
+
+
+def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
+    ids, mask = renderer.encode(contract.dialogue(stage.dataset, row))
+    most = stage.dataset.max_length
+    if len(ids) > most and stage.dataset.long_rows != "wrap":
+        if _too_long(stage.dataset, row, ledger, len(ids)):
+            return
+        ledger.truncated += 1
+        ids, mask = ids[:most], mask[:most]
+    if not any(mask):
+        ledger.drop("nothing left to learn", row.where)
+        return
+    yield {"input_ids": ids, "labels": [i if bit else -100 for i, bit in zip(ids, mask, strict=True)]}, len(ids)
+
+
+def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
+    """The same pairs under the same length rule for the reward model and for DPO; a pair is never cut."""
+    before = sum(1 for _ in ()) if "ranking" not in stage.dataset.columns else len(row.values[stage.dataset.columns["ranking"]])
+    found = 0
+    for pair in contract.pairs(stage.dataset, row):
+        found += 1
+        prompt, chosen = renderer.reply(pair.prompt, pair.chosen)
+        _, rejected = renderer.reply(pair.prompt, pair.rejected)
+        longest = len(prompt) + max(len(chosen), len(rejected))
+        if longest > stage.dataset.max_length:
+            _too_long(stage.dataset, row, ledger, longest)
+        elif chosen == rejected:
+            ledger.drop("equal after tokenization", row.where)
+        else:
+            tokens: Tokens = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+            if pair.true_margin is not None:
+                tokens["true_margin"] = float(pair.true_margin)
+            yield tokens, longest
+    ledger.ties += max(0, before * (before - 1) // 2 - found)
+
+
+def _prompts(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
+    messages = contract.prompt(stage.dataset, row)
+    ids = renderer.prompt(messages)
+    if len(ids) > stage.dataset.max_prompt_length:
+        _too_long(stage.dataset, row, ledger, len(ids))
+        return
+    facts = json.dumps(row.values["facts"], sort_keys=True) if "facts" in row.values else "null"
+    yield {"input_ids": ids, "prompt": messages[-1]["content"], "facts": facts}, len(ids)
+
+
+def _too_long(dataset: Dataset, row: Row, ledger: Ledger, length: int) -> bool:
+    """Whether a row over the limit is left out; `truncate` keeps it, `error` stops."""
+    if dataset.long_rows == "error":
+        raise DataError(
+            f"{row.where}: {length} tokens, dataset.max_length={dataset.max_length}, dataset.max_prompt_length="
+            f"{dataset.max_prompt_length}\n  fix: raise them, or dataset.long_rows=drop"
+        )
+    if dataset.long_rows == "drop":
+        ledger.drop("too long", row.where)
+        return True
+    return False
+
+
+def _collect(rows: Iterator[Tokens]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    for tokens in rows:
+        for name, value in tokens.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def _wrapped(columns: dict[str, list[Any]], length: int) -> dict[str, list[Any]]:
+    """All rows as one stream, cut every `length` tokens: nothing is lost, nothing is padded.
+
+    Done here because TRL 1.12's packing_strategy=wrapped repeats the first thousand rows in place of all others
+    (trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins).
+    """
+    streams = {name: [token for row in rows for token in row] for name, rows in columns.items()}
+    return {name: [stream[i : i + length] for i in range(0, len(stream), length)] for name, stream in streams.items()}
+
+
+def _arrow(columns: dict[str, list[Any]]) -> "datasets.Dataset":
+    import datasets
+
+    return datasets.Dataset.from_dict(columns)
+
+
+def _show(stage: Stage, renderer: Renderer, train: "datasets.Dataset") -> str:
+    """The first row with its mask, after checking on it that EOS is learned and the prompt is not."""
+    row = train[0]
+    if stage.method.name == "ppo":
+        return renderer.show(row["input_ids"], [0] * len(row["input_ids"]))
+    if stage.method.name == "sft":
+        ids, mask = row["input_ids"], [int(label != -100) for label in row["labels"]]
+    else:
+        ids, mask = row["prompt_ids"] + row["chosen_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["chosen_ids"])
+    whole = len(ids) < stage.dataset.max_length and stage.dataset.long_rows != "wrap"
+    if whole and (ids[-1] != renderer.tokenizer.eos_token_id or not mask[-1]):
+        raise DataError(f"the first row does not end in a learned EOS token: {renderer.show(ids, mask)[-200:]}")
+    return renderer.show(ids, mask)

@@ -1,0 +1,180 @@
+"""Where rows come from: the hub, JSONL, CSV and Parquet files, or a generator in this package."""
+
+import csv
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import Dataset
+from rlhf.errors import ConfigError, DataError, nearest
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?)\])?$")
+# generator:<module>/<dataset>: rlhf.<module>.generator has a function of that name
+GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it stands: `file:line` for files, `id[split]:index` for the rest."""
+
+    where: str
+    values: dict[str, Any]
+
+
+def read(dataset: Dataset, split: str, limit: int | None = None) -> Iterator[Row]:
+    """The rows of a split, in order; `split` may carry a slice such as `train[:95%]`.
+
+    Raises:
+        DataError: a file that is missing or not what its suffix says, with file and line.
+        ConfigError: an unknown generator or a malformed slice.
+    """
+    match = SLICE.match(split)
+    if not match:
+        raise ConfigError(f"dataset.splits: {split!r} is not a split name with an optional slice such as train[:95%]")
+    if dataset.path.startswith("generator:"):
+        rows = _generated(dataset, match["name"])
+    elif (path := Path(dataset.path).expanduser()).suffix in SUFFIXES or path.is_dir():
+        rows = _sliced(list(_local(path, match["name"])), match)
+    elif dataset.path.startswith((".", "/", "~")):
+        raise DataError(f"dataset.path={dataset.path}: no such file or folder")
+    else:
+        rows = _hub(dataset, split)
+    return islice(rows, limit)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Changes when the rows would: the bytes of local files, a generator's settings and code, a hub id with its revision."""
+    digest = hashlib.sha256(f"{dataset.path}@{dataset.revision}/{dataset.subset}".encode())
+    if dataset.path.startswith("generator:"):
+        module = importlib.import_module(f"rlhf.{_generator(dataset)[0]}")
+        digest.update(json.dumps(dataset.options, sort_keys=True).encode())
+        for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+    else:
+        path = Path(dataset.path).expanduser()
+        for file in [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []:
+            if file.suffix in SUFFIXES:
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _generator(dataset: Dataset) -> tuple[str, str]:
+    module, _, name = dataset.path.removeprefix("generator:").partition("/")
+    if name not in GENERATORS.get(module, ()):
+        known = [f"{m}/{n}" for m, names in GENERATORS.items() for n in names]
+        raise ConfigError(f"dataset.path={dataset.path} is not a generator{nearest(f'{module}/{name}', known)}")
+    return module, name
+
+
+def _generated(dataset: Dataset, split: str) -> Iterator[Row]:
+    module, name = _generator(dataset)
+    generator = importlib.import_module(f"rlhf.{module}.generator")
+    options = dict(dataset.options)
+    sizes = {key: options.pop(key) for key in ("train", "held_out", "evaluation") if key in options}
+    if split not in sizes:
+        raise ConfigError(f"dataset.options has no number of rows for split `{split}` (has: {', '.join(sizes)})")
+    try:
+        if split == "evaluation":
+            rows = generator.evaluation(sizes[split], seed=options["seed"])
+        elif split == "held_out":
+            rows = getattr(generator, name)(sizes[split], held_out=True, **options)
+        else:
+            rows = getattr(generator, name)(sizes[split], **options)
+    except TypeError as error:
+        raise ConfigError(f"dataset.options: {error}") from error
+    except ValueError as error:
+        raise DataError(f"dataset.options.{split}={sizes[split]}: {error}") from error
+    for index, row in enumerate(rows):
+        yield Row(f"{dataset.path}[{split}]:{index}", row)
+
+
+def _sliced(rows: list[Row], match: re.Match[str]) -> Iterator[Row]:
+    def bound(text: str | None) -> int | None:
+        if not text:
+            return None
+        return len(rows) * int(text[:-1]) // 100 if text.endswith("%") else int(text)
+
+    return iter(rows[bound(match["start"]) : bound(match["stop"])])
+
+
+def _local(path: Path, split: str) -> Iterator[Row]:
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES]
+        chosen = [file for file in files if re.match(rf"{re.escape(split)}([-_.]|$)", file.name)]
+        if not chosen:
+            names = ", ".join(file.name for file in files) or "no .jsonl, .csv or .parquet file"
+            raise DataError(f"dataset.path={path}: no file named after split `{split}` (has: {names})")
+    elif not path.is_file():
+        raise DataError(f"dataset.path={path}: no such file")
+    elif split != "train":
+        raise DataError(
+            f"dataset.path={path} is one file, whose split is called train, not `{split}`\n"
+            "  fix: dataset.splits.eval='train[-5%:]' dataset.splits.train='train[:-5%]', or null"
+        )
+    else:
+        chosen = [path]
+    for file in chosen:
+        yield from {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[file.suffix](file)
+
+
+def _jsonl(file: Path) -> Iterator[Row]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+            if not isinstance(values, dict):
+                raise DataError(f"{file}:{number}: expected an object with named columns, found {type(values).__name__}")
+            yield Row(f"{file}:{number}", values)
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        for values in reader:
+            if None in values or None in values.values():
+                raise DataError(f"{file}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns, as in the first line")
+            yield Row(f"{file}:{reader.line_num}", dict(values))
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{file}: not a Parquet file: {error}") from error
+    index = 0
+    for batch in table.iter_batches():
+        for values in batch.to_pylist():
+            yield Row(f"{file}:{index}", values)
+            index += 1
+
+
+def _hub(dataset: Dataset, split: str) -> Iterator[Row]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(dataset.path, dataset.subset, split=split, revision=dataset.revision)
+    except Exception as error:  # the hub client raises dozens of kinds; each means that these rows can't be had
+        reason = str(error).splitlines()[0][:300]
+        raise DataError(
+            f"dataset.path={dataset.path} ({split}) can't be loaded from the hub: {reason}\n"
+            "  fix: check the name, `hf auth login` for a gated one, or dataset.path=<local folder with files named after the splits>"
+        ) from error
+    for index, values in enumerate(loaded):
+        yield Row(f"{dataset.path}[{split}]:{index}", dict(values))

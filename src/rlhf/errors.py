@@ -1,0 +1,46 @@
+"""What can go wrong, as exit codes and as messages that name the key or file, the value, what is allowed and the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class StageError(Exception):
+    """A failure with an exit code and a message for the user; anything else that escapes is a bug (exit 1)."""
+
+    code = 1
+
+
+class ConfigError(StageError):
+    """The configuration cannot work: unknown key, wrong type, missing predecessor, impossible split."""
+
+    code = 2
+
+
+class DataError(StageError):
+    """The data cannot be used: missing file or column, malformed row, nothing left after filtering."""
+
+    code = 3
+
+
+class GuardStop(StageError):
+    """A guard stopped the run: a non-finite loss, a violated invariant, a reward being gamed."""
+
+    code = 4
+
+
+class ResourceError(StageError):
+    """Memory or disk ran out."""
+
+    code = 5
+
+
+class Preempted(StageError):
+    """The process was told to stop (SIGTERM), saved a checkpoint, and can be started again with the same command."""
+
+    code = 75
+
+
+def nearest(word: object, known: Iterable[str], count: int = 3) -> str:
+    """`; did you mean a, b?` for the closest known words, or the empty string."""
+    near = difflib.get_close_matches(str(word), sorted(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else ""

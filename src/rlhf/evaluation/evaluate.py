@@ -1,0 +1,114 @@
+"""Evaluation of a finished stage from what it saved: what is measured is what a user would load."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config import Stage
+from rlhf.evaluation.annotators import annotator
+from rlhf.evaluation.metrics import Sample, by_situation, summary
+from rlhf.models.policies import load_roles, scorer
+from rlhf.ppo.batches import lay_out
+from rlhf.ppo.passes import Forward
+from rlhf.ppo.roles import Role
+from rlhf.ppo.rollout import sample_replies, stream
+
+
+def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
+    """Replies to the test prompts go to samples.jsonl; returns their metrics with the last training and held-out loss.
+
+    Replies are greedy, as a user gets them from chat. The KL is that of the distribution, so it is measured on replies
+    sampled at temperature 1, against the weights the stage started from.
+    """
+    results = last_losses(stage.path)
+    if not data.test:
+        return results
+    start = stage.method.start_from
+    folders = {"policy": stage.path / "final"} | ({"reference": Path(start)} if start else {})
+    roles = load_roles(stage, tokenizer, folders)
+    prompts = [row["input_ids"] for row in data.test]
+    samples = answer(stage, tokenizer, roles["policy"], prompts, temperature=0.0)
+    if start:
+        drawn = answer(stage, tokenizer, roles["policy"], prompts, temperature=1.0)
+        kls = reply_kl(stage, tokenizer, roles["policy"], roles["reference"], prompts, [s["ids"] for s in drawn])
+        for sample, draw, kl in zip(samples, drawn, kls, strict=True):
+            sample |= {"sampled_reply": draw["reply"], "kl": kl}
+    judge = annotator(stage.dataset.annotator)
+    for sample, row in zip(samples, data.test, strict=True):
+        sample |= {"prompt": row["prompt"], "facts": json.loads(row["facts"])}
+        if judge is not None and sample["facts"]:
+            sample |= {"gold": judge.score(sample["facts"], sample["reply"]), "known": judge.known(sample["reply"])}
+    with (stage.path / "samples.jsonl").open("w") as lines:
+        for sample, prompt in zip(samples, prompts, strict=True):
+            lines.write(json.dumps({**sample, "prompt_ids": prompt}, ensure_ascii=False) + "\n")
+    return results | summary(samples) | {"gold_by_situation": by_situation(samples, "gold")}
+
+
+def evaluate_reward(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
+    """Accuracy of the saved reward model on held-out pairs, against the annotated order and, where known, the true one."""
+    results = last_losses(stage.path)
+    if data.eval is None:
+        return results
+    role = load_roles(stage, tokenizer, {}, reward=stage.path / "final")["reward"]
+    score = scorer(stage, tokenizer, role)
+    prompts = data.eval["prompt_ids"]
+    margins = score(prompts, data.eval["chosen_ids"], []) - score(prompts, data.eval["rejected_ids"], [])
+    results["accuracy"] = float((margins > 0).float().mean())
+    if "true_margin" in data.eval.column_names:
+        truth = torch.tensor(data.eval["true_margin"])
+        strict = truth != 0
+        results["accuracy_noisy"] = results["accuracy"]
+        results["accuracy_true"] = float((margins[strict].sign() == truth[strict].sign()).float().mean())
+        results["annotator_accuracy"] = float((truth[strict] > 0).float().mean())
+    results["mean_margin"] = float(margins.mean())
+    return results
+
+
+def answer(
+    stage: Stage, tokenizer: Any, role: Role, prompts: Sequence[Sequence[int]], temperature: float
+) -> list[Sample]:
+    """One reply a prompt: its ids, text, length in tokens, and whether it ended."""
+    replies = sample_replies(
+        role,
+        prompts,
+        max_new_tokens=stage.evaluation.max_new_tokens,
+        temperature=temperature,
+        eos_ids=[tokenizer.eos_token_id],
+        pad_id=tokenizer.pad_token_id,
+        generator=stream(stage.seed, "evaluation", 0),
+        chunk_size=stage.evaluation.batch_size,
+    )
+    return [
+        {"reply": tokenizer.decode(ids, skip_special_tokens=True).strip(), "ids": ids, "length": len(ids), "ended": ended}
+        for ids, ended in zip(replies.tokens, replies.ended, strict=True)
+    ]
+
+
+def reply_kl(
+    stage: Stage, tokenizer: Any, policy: Role, reference: Role, prompts: Sequence[Any], replies: Sequence[Any]
+) -> list[float]:
+    """log pi(reply) - log ref(reply) in nats of each reply: unbiased for the KL when the policy sampled them (k1)."""
+    forward = Forward(temperature=1.0, suppress=(tokenizer.pad_token_id,), chunk=256, autocast=nullcontext)
+    totals = [0.0] * len(prompts)
+    for batch in lay_out(prompts, replies, stage.evaluation.batch_size, tokenizer.pad_token_id, policy.device):
+        difference = torch.zeros(batch.tokens, dtype=torch.float64)
+        for role, sign in ((policy, 1), (reference, -1)):
+            with role.active(), torch.no_grad():
+                difference += sign * forward.logprobs(role, batch).double().cpu()
+        for index, value in zip(batch.batch_row.tolist(), difference.tolist(), strict=True):
+            totals[index] += value
+    return totals
+
+
+def last_losses(path: Path) -> dict[str, float]:
+    """The last training loss and the last held-out loss in metrics.jsonl."""
+    found: dict[str, float] = {}
+    file = path / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else []:
+        entry = json.loads(line)
+        found |= {name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry}
+    return found

@@ -1,0 +1,50 @@
+"""Numbers about replies, each defined once. A sample is one line of samples.jsonl."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Sample = dict[str, Any]
+
+DEFINITIONS = {
+    "gold_score": "mean true preference score of the replies, as the dataset's annotator gives it",
+    "known_words": "share of replies in which every word is a word of the dataset's language",
+    "kl": "KL(policy || reference) in nats a reply: mean of log pi(reply) - log ref(reply) over replies sampled at temperature 1",
+    "length": "mean tokens a reply, EOS included",
+    "eos_rate": "share of replies that end in EOS within the limit",
+    "distinct_2": "different pairs of neighbouring words over all pairs, in all replies together",
+    "reward_score": "mean score of the replies under the recipe's reward model",
+    "win_rate_vs_sft": "share of prompts on which the annotator prefers the reply to that of sft; ties count a half",
+}
+
+
+def distinct(replies: Sequence[str], n: int = 2) -> float:
+    """Different n-grams of words over all n-grams (Li et al. 2016, arXiv:1510.03055); 0 when there are none."""
+    grams = [tuple(words[i : i + n]) for words in (reply.lower().split() for reply in replies) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def summary(samples: Sequence[Sample]) -> dict[str, float]:
+    """The metrics that one policy's samples give by themselves."""
+    found = {
+        "length": mean([s["length"] for s in samples]),
+        "eos_rate": mean([float(s["ended"]) for s in samples]),
+        "distinct_2": distinct([s["reply"] for s in samples]),
+    }
+    for key, name in (("gold", "gold_score"), ("known", "known_words"), ("kl", "kl"), ("reward", "reward_score")):
+        if samples and all(s.get(key) is not None for s in samples):
+            found[name] = mean([float(s[key]) for s in samples])
+    return found
+
+
+def by_situation(samples: Sequence[Sample], key: str) -> dict[str, float]:
+    """Mean of `key` for each situation that the facts name."""
+    groups: dict[str, list[float]] = {}
+    for sample in samples:
+        situation = (sample.get("facts") or {}).get("situation")
+        if situation is not None and sample.get(key) is not None:
+            groups.setdefault(situation, []).append(float(sample[key]))
+    return {situation: mean(values) for situation, values in sorted(groups.items())}

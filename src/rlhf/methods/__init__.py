@@ -1,0 +1,1 @@
+"""The four methods, a page each: `build(stage, tokenizer, data)` gives a trainer."""

@@ -1,0 +1,38 @@
+"""Direct preference optimization: raise the preferred reply's likelihood over the other's, relative to the reference.
+
+loss = -log sigmoid(beta * (log pi/ref (chosen) - log pi/ref (rejected))): the policy is its own reward model, and no reply is
+sampled. It starts at ln 2, since policy and reference are the same. Rafailov et al. 2023, arXiv:2305.18290.
+"""
+
+from typing import Any
+
+from trl import DPOTrainer
+
+from rlhf.args import training_arguments
+from rlhf.config import Stage
+from rlhf.data.prepare import Prepared
+from rlhf.models.load import load_base, trainable_kept_in_fp32, with_adapter
+
+
+class TokenizedDPOTrainer(DPOTrainer):
+    """TRL's trainer on rows that are tokenized already: the same ids as the reward model sees."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+
+def build(stage: Stage, tokenizer: Any, data: Prepared) -> DPOTrainer:
+    """A trainer that starts from the SFT weights; TRL keeps a frozen copy of the adapter as the reference (`ref`).
+
+    With adapter=none the reference is a second model in memory.
+    """
+    args = training_arguments(stage, data.eval is not None, max_length=None)
+    reference = None
+    if stage.adapter.name == "none":
+        model, reference = (load_base(stage, tokenizer, path=stage.method.start_from) for _ in range(2))
+    else:
+        model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
+    with trainable_kept_in_fp32(model):
+        return TokenizedDPOTrainer(
+            model, reference, args, train_dataset=data.train, eval_dataset=data.eval, processing_class=tokenizer
+        )

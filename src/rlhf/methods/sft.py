@@ -1,0 +1,25 @@
+"""Supervised fine-tuning: maximize the likelihood of the demonstrated replies.
+
+The loss is the mean negative log-likelihood, in nats a token, of the assistant's tokens and the EOS after them; the prompt is not
+scored. With text instead of dialogues (pretraining) every token is. Ouyang et al. 2022, arXiv:2203.02155.
+"""
+
+from typing import Any
+
+from trl import SFTTrainer
+
+from rlhf.args import training_arguments
+from rlhf.config import Stage
+from rlhf.data.prepare import Prepared
+from rlhf.models.load import load_base, trainable_kept_in_fp32, with_adapter
+
+
+def build(stage: Stage, tokenizer: Any, data: Prepared) -> SFTTrainer:
+    """A trainer of a new adapter on the base, or of all weights with adapter=none."""
+    args = training_arguments(stage, data.eval is not None, max_length=stage.dataset.max_length)
+    if stage.adapter.name == "none":
+        model = load_base(stage, tokenizer, path=stage.method.start_from)
+    else:
+        model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
+    with trainable_kept_in_fp32(model):
+        return SFTTrainer(model, args, train_dataset=data.train, eval_dataset=data.eval, processing_class=tokenizer)

@@ -1,0 +1,190 @@
+"""Bases, adapters and scalar heads: what a stage starts from, and what it finds in the folder of an earlier one."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.args import lora_config, quantization_config
+from rlhf.config import Stage
+from rlhf.errors import ConfigError
+from rlhf.ppo.shared import plain_4bit_kernels
+
+
+class Score(nn.Linear):
+    """The scalar head of a reward model, in fp32 whatever the backbone and autocast compute in: `[..., H]` to `[..., 1]`."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float())
+
+
+def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: bool = False) -> Any:
+    """The base of a stage: a causal LM, or with `reward` a sequence classifier with one fp32 scalar head.
+
+    `path` replaces `model.path`: with adapter=none the stages hand each other whole models. On a GPU weights are held in bf16,
+    on the CPU in fp32; linear layers in what the group `quantization` says.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    model = stage.model
+    torch.manual_seed(stage.seed)
+    source = path or model.path
+    kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    labels = {"num_labels": 1} if reward else {}
+    if source is None:
+        assert model.init is not None
+        sizes = {k: v for k, v in model.init.items() if k != "model_type"}
+        special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        config = AutoConfig.for_model(str(model.init["model_type"]), **sizes, **special, **labels)
+        base = kind.from_config(config, attn_implementation=model.attention)
+    else:
+        on_gpu = stage.hardware.device == "cuda"
+        try:
+            base = kind.from_pretrained(
+                source,
+                revision=model.revision if source == model.path else None,
+                dtype=torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" else torch.float32,
+                quantization_config=quantization_config(stage),
+                attn_implementation=model.attention,
+                device_map={"": _local_gpu()} if on_gpu else None,
+                trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,
+                **labels,
+            )
+        except OSError as error:
+            reason = str(error).splitlines()[0][:300]
+            raise ConfigError(
+                f"model.path={source} can't be loaded: {reason}\n"
+                "  fix: check the name, `hf auth login` for a gated model, or model.path=<local folder>"
+            ) from error
+    if base.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise ConfigError(f"model.path={source}: {len(tokenizer)} tokens, but embeddings for {base.get_input_embeddings().num_embeddings}")
+    plain_4bit_kernels(base)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.config.use_cache = False
+    if getattr(base, "generation_config", None) is not None:  # sequence classifiers have none
+        _settle_generation(base.generation_config, tokenizer)
+    if reward:
+        _fp32_head(base, fresh=path is None or not _has_head(Path(path)))
+    return base
+
+
+def _local_gpu() -> int:
+    import os
+
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _settle_generation(config: Any, tokenizer: Any) -> None:
+    """Saved models must stop where they were taught to, and padding must not be among the tokens that stop them."""
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = [tokenizer.eos_token_id, *(s for s in stops if s not in (None, tokenizer.eos_token_id, tokenizer.pad_token_id))]
+    config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+def _has_head(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    for file in folder.glob("*.safetensors"):
+        with safe_open(str(file), "pt") as stored:
+            if any("score" in key for key in stored.keys()):  # noqa: SIM118 - not a mapping
+                return True
+    return False
+
+
+def _fp32_head(base: Any, fresh: bool) -> None:
+    """Replace the head by one in fp32; a new one starts at N(0, 1/(d+1)) (Huang et al. 2024, arXiv:2403.17031)."""
+    width = base.config.get_text_config().hidden_size
+    head = Score(width, 1, bias=False, device=base.device, dtype=torch.float32)
+    with torch.no_grad():
+        if fresh:
+            nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+        else:
+            head.weight.copy_(base.score.weight)
+    base.score = head
+
+
+def with_adapter(stage: Stage, base: Any, start: str | None, task: str) -> Any:
+    """A trainable LoRA named `default` on `base`: new, or the weights of the adapter folder `start`.
+
+    For SEQ_CLS the scalar head is trained and saved with it. Adapters are fp32: updates of a bf16 weight below 1/256 are lost.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = lora_config(stage, task)
+    if start is not None:
+        stored = LoraConfig.from_pretrained(start)
+        for key in ("r", "lora_alpha"):
+            if getattr(stored, key) != getattr(lora, key):
+                raise ConfigError(
+                    f"adapter.args.{key}={getattr(lora, key)}, but method.start_from={start} has {getattr(stored, key)}\n"
+                    f"  fix: adapter.args.{key}={getattr(stored, key)}, or train that stage again"
+                )
+        if stored.base_model_name_or_path and Path(stored.base_model_name_or_path).name and stage.model.path:
+            trained_on, given = stored.base_model_name_or_path, stage.model.path
+            if trained_on != given and Path(trained_on).resolve() != Path(given).resolve():
+                raise ConfigError(
+                    f"model.path={given}, but the adapter method.start_from={start} was trained on {trained_on}\n"
+                    f"  fix: model.path={trained_on}, or method.start_from=null"
+                )
+        lora.target_modules = stored.target_modules
+    if task == "SEQ_CLS":
+        lora.modules_to_save = ["score"]
+    model = get_peft_model(base, lora)
+    if start is not None:
+        load_lora(model, Path(start))
+    return model
+
+
+def load_lora(model: Any, folder: Path, adapter: str = "default") -> None:
+    """Copy the LoRA weights of an adapter folder into `model`'s adapter, every one of them or none."""
+    from safetensors.torch import load_file
+
+    stored = load_file(str(folder / "adapter_model.safetensors"))
+    own = {name.replace(f".{adapter}.", "."): p for name, p in model.named_parameters() if ".lora_" in name and f".{adapter}." in name}
+    given = {key: value for key, value in stored.items() if ".lora_" in key}
+    if own.keys() != given.keys() or any(own[key].shape != given[key].shape for key in own):
+        odd = sorted(own.keys() ^ given.keys())[:2] or [key for key in own if own[key].shape != given[key].shape][:2]
+        raise ConfigError(f"{folder} holds an adapter for another model: {', '.join(odd)} do not fit\n  fix: train that stage again")
+    with torch.no_grad():
+        for key, parameter in own.items():
+            parameter.copy_(given[key])
+
+
+@contextmanager
+def trainable_kept_in_fp32(model: Any) -> Iterator[None]:
+    """TRL's constructors cast what is trainable on a quantized base to bf16 (trl 1.12, sft_trainer:1148); undo that.
+
+    The rounded copy would differ from its own reference, so DPO would not start at ln 2, and fp32 heads would not be fp32.
+    """
+    kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name]
+
+
+def save_final(model: Any, tokenizer: Any, folder: Path) -> None:
+    """What Hugging Face users expect: adapter or model in safetensors, its config, the tokenizer with its chat template."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The base that an adapter folder was trained on, or None for a whole model."""
+    config = folder / "adapter_config.json"
+    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None

@@ -1,0 +1,61 @@
+"""Finished policies on one base: what chat, evaluation and reports load, each an adapter beside the others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import Stage
+from rlhf.models.load import load_base, load_lora
+from rlhf.ppo.roles import Role, disable_dropout
+from rlhf.ppo.scoring import RoleScorer
+from rlhf.ppo.shared import load_adapter, read_adapter_config
+
+
+def load_roles(stage: Stage, tokenizer: Any, folders: Mapping[str, Path | None], reward: Path | None = None) -> dict[str, Role]:
+    """Roles by name from the folders that stages left; None stands for the bare base. `reward` adds a role of that name.
+
+    Adapters share one base; with adapter=none each folder is a model of its own.
+    """
+    if stage.adapter.name == "none":
+        roles = {}
+        for name, folder in folders.items():
+            roles[name] = Role(name, load_base(stage, tokenizer, path=str(folder) if folder else None).eval())
+        if reward is not None:
+            from rlhf.ppo.roles import scalar_role
+
+            roles["reward"] = scalar_role("reward", load_base(stage, tokenizer, path=str(reward), reward=True).eval(), trained=False)
+        return roles
+    from peft import PeftModelForCausalLM
+
+    base, peft = load_base(stage, tokenizer), None
+    adapters = {name: folder for name, folder in folders.items() if folder is not None}
+    if reward is not None:
+        adapters["reward"] = reward
+    heads: dict[str, Any] = {}
+    for name, folder in adapters.items():
+        config = read_adapter_config(folder, base, name)
+        config.task_type = "CAUSAL_LM"
+        if peft is None:
+            peft = PeftModelForCausalLM(base, config, adapter_name=name)
+        else:
+            peft.add_adapter(name, config)
+        if name == "reward":
+            heads[name] = load_adapter(peft, name, folder)
+        else:
+            load_lora(peft, folder, name)
+    base.eval().requires_grad_(False)
+    disable_dropout(base)
+    roles = {}
+    for name, folder in (dict(folders) | ({"reward": reward} if reward else {})).items():
+        head = None
+        if name in heads:
+            from rlhf.ppo.roles import ScalarHead
+
+            head = ScalarHead.of_size(base.config.get_text_config().hidden_size, heads[name], base.device)
+        roles[name] = Role(name, base, peft=peft, adapter=name if folder else None, head=head)
+    return roles
+
+
+def scorer(stage: Stage, tokenizer: Any, role: Role) -> RoleScorer:
+    """The score of `prompt ids + reply ids` under a reward role, as PPO computes it."""
+    return RoleScorer(role, tokenizer.pad_token_id, stage.evaluation.batch_size)

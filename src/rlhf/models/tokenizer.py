@@ -1,0 +1,121 @@
+"""The one place that decides a tokenizer's chat template, EOS and padding token."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf.check import template_file
+from rlhf.config import Model, Stage
+from rlhf.data import contract, sources
+from rlhf.data.tokens import Renderer
+from rlhf.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
+
+
+def load_tokenizer(stage: Stage) -> "PreTrainedTokenizerBase":
+    """The tokenizer of `model.path`, or for random weights one trained on the rows of the stage.
+
+    Raises:
+        ConfigError: a named token that isn't in the vocabulary, no padding token, or padding equal to EOS: then the end of a
+            reply would be masked as padding, and the model would never learn to stop.
+    """
+    from transformers import AutoTokenizer
+
+    model = stage.model
+    if model.init is not None:
+        kept = stage.path / "tokenizer"  # a resumed stage must go on with the same tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(kept) if kept.is_dir() else _trained(stage)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0][:300]
+            raise ConfigError(
+                f"model.path={model.path}: its tokenizer can't be loaded: {reason}\n"
+                "  fix: check the name, `hf auth login` for a gated model, or model.path=<local folder>"
+            ) from error
+    _settle(tokenizer, model)
+    return tokenizer
+
+
+def renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
+    """How this stage turns messages into tokens; a text without turns is used as it is."""
+    return Renderer(tokenizer, plain=stage.dataset.format == "plain" or stage.model.chat_template == "plain")
+
+
+def prompt_renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
+    """The same for prompts that a policy answers: pretraining on bare text does not take the chat template away."""
+    bare = stage.model.chat_template == "plain" or (stage.dataset.format == "plain" and "text" not in stage.dataset.columns)
+    return Renderer(tokenizer, plain=bare)
+
+
+def _settle(tokenizer: "PreTrainedTokenizerBase", model: Model) -> None:
+    template = template_file(model.chat_template)
+    if template is not None:
+        tokenizer.chat_template = template.read_text()
+    vocabulary = tokenizer.get_vocab()
+    for key, token in (("eos_token", model.eos_token), ("pad_token", model.pad_token)):
+        if token is not None:
+            if token not in vocabulary:
+                raise ConfigError(f"model.{key}={token} is not in the vocabulary of {model.path}{nearest(token, vocabulary)}")
+            setattr(tokenizer, key, token)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"model.eos_token=null, and the tokenizer of {model.path} has none\n  fix: model.eos_token=<its end token>")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = [t for t in ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>") if t in vocabulary]
+        is_now = "has none" if tokenizer.pad_token_id is None else f"equals the EOS token {tokenizer.eos_token}"
+        raise ConfigError(
+            f"model.pad_token={model.pad_token}: the padding token of {model.path} {is_now}, so replies would never learn to end\n"
+            f"  fix: model.pad_token={spare[0] if spare else '<a token that never occurs in text>'}"
+        )
+    tokenizer.padding_side = "right"
+
+
+def _trained(stage: Stage) -> "PreTrainedTokenizerBase":
+    """Byte-level BPE on the training rows (Radford et al. 2019), with distinct padding, EOS and turn tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    model = stage.model
+    assert model.init is not None
+    special = [str(model.pad_token), str(model.eos_token), *TURN_TOKENS]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=int(model.init["vocab_size"]),
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(_texts(stage, special), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=model.eos_token,
+        pad_token=model.pad_token,
+        additional_special_tokens=list(TURN_TOKENS),
+        model_max_length=int(model.init.get("max_position_embeddings", 2048)),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
+    for row in sources.read(stage.dataset, str(stage.dataset.splits.train), stage.debug.rows):
+        for message in contract.dialogue(stage.dataset, row):
+            text = message["content"]
+            for token in special:
+                text = text.replace(token, "\n")
+            yield text
+
+
+def saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer that a finished stage left beside its weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)

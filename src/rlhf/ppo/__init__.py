@@ -1,0 +1,1 @@
+"""PPO on one base model, with an adapter a role and a loop of our own."""

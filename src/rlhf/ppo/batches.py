@@ -1,0 +1,89 @@
+"""Micro-batches of prompts with replies, laid out once an update and used by every pass of it.
+
+Old, reference and new log-probabilities of a row are computed next to the same neighbours with the same padding, so a ratio
+that should be 1 is 1 to the last bit; in bf16, changing the neighbours alone moves 8% of the tokens by more than 10% (TRL#6789).
+Rows are sorted by length, which leaves little to pad. Minibatches are drawn by shuffling whole micro-batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class MicroBatch:
+    """`b` sequences, prompt and reply in one piece, padded on the right to the longest of them.
+
+    Reply tokens are addressed as a flat list of `N`: `row` within the micro-batch, `state` the position whose hidden state
+    predicts the token, `target` the token itself, (`batch_row`, `step`) its place in the `[B, R]` tensors of the rollout.
+    """
+
+    ids: Tensor
+    row: Tensor
+    state: Tensor
+    target: Tensor
+    batch_row: Tensor
+    step: Tensor
+    rows: list[int]
+    last: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return len(self.target)
+
+    def reply_states(self, hidden: Tensor) -> Tensor:
+        """The states that predict the reply tokens: `[b, T, ...]` -> `[N, ...]`."""
+        return hidden[self.row, self.state]
+
+    def last_states(self, hidden: Tensor) -> Tensor:
+        """The states at the last token of each reply, which the reward head reads: `[b, T, H]` -> `[b, H]`."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.last]
+
+    def pick(self, values: Tensor) -> Tensor:
+        """`[B, R]` values of the rollout at this micro-batch's tokens, `[N]`."""
+        return values[self.batch_row, self.step]
+
+    def put(self, into: Tensor, values: Tensor) -> None:
+        into[self.batch_row, self.step] = values.to(into.dtype)
+
+
+def lay_out(
+    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], size: int, pad_id: int, device: torch.device
+) -> list[MicroBatch]:
+    """Sorts rows by total length, shortest first, and cuts them into micro-batches of `size`."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(replies[i]))
+    return [
+        _micro_batch(prompts, replies, order[start : start + size], pad_id, device)
+        for start in range(0, len(order), size)
+    ]
+
+
+def _micro_batch(
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    rows: list[int],
+    pad_id: int,
+    device: torch.device,
+) -> MicroBatch:
+    width = max(len(prompts[i]) + len(replies[i]) for i in rows)
+    ids, local, state, target, batch_row, step, last = [], [], [], [], [], [], []
+    for k, i in enumerate(rows):
+        prompt, reply = list(prompts[i]), list(replies[i])
+        ids.append(prompt + reply + [pad_id] * (width - len(prompt) - len(reply)))
+        local += [k] * len(reply)
+        state += range(len(prompt) - 1, len(prompt) + len(reply) - 1)
+        target += reply
+        batch_row += [i] * len(reply)
+        step += range(len(reply))
+        last.append(len(prompt) + len(reply) - 1)
+    lists = (ids, local, state, target, batch_row, step, last)
+    tensors = [torch.tensor(values, dtype=torch.long, device=device) for values in lists]
+    return MicroBatch(*tensors[:6], rows=rows, last=tensors[6])
+
+
+def reply_mask(replies: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """`[B, R]`, true on the tokens a reply has; R is the longest reply."""
+    lengths = torch.tensor([len(r) for r in replies], device=device)
+    return torch.arange(int(lengths.max()), device=device) < lengths.unsqueeze(1)

@@ -1,0 +1,82 @@
+"""Evaluation: replies to held-out prompts, their score, their KL from the reference, and the texts themselves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.ppo.advantages import kl_estimates
+from rlhf.ppo.batches import lay_out, reply_mask
+from rlhf.ppo.passes import Forward
+from rlhf.ppo.prompts import prompt_of
+from rlhf.ppo.roles import Role
+from rlhf.ppo.rollout import sample_replies
+from rlhf.ppo.scoring import Scorer
+
+SAMPLES = "samples.jsonl"
+
+
+@torch.no_grad()
+def evaluate_policy(
+    forward: Forward,
+    policy: Role,
+    reference: Role,
+    scorer: Scorer,
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    **sampling: Any,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and one sample a prompt; `forward` has the temperature at which the KL is measured.
+
+    `sampling` is what `sample_replies` takes. Scores are the scorer's own, without penalties, so that runs with different
+    penalties can be compared.
+    """
+    prompts = [prompt_of(row) for row in rows]
+    with forward.autocast():
+        replies = sample_replies(policy, prompts, **sampling)
+    scores = scorer(prompts, replies.tokens, rows)
+    mask = reply_mask(replies.tokens, policy.device)
+    ours, theirs = torch.zeros(mask.shape, device=mask.device), torch.zeros(mask.shape, device=mask.device)
+    batches = lay_out(prompts, replies.tokens, batch_size, sampling["pad_id"], policy.device)
+    for role, into in ((policy, ours), (reference, theirs)):
+        with role.active():
+            for batch in batches:
+                batch.put(into, forward.logprobs(role, batch))
+    k1, k3 = (torch.where(mask, kl, 0).sum(1).cpu() for kl in kl_estimates(ours, theirs))
+    lengths = torch.tensor([float(len(t)) for t in replies.tokens])
+    metrics = {
+        "eval_objective/scores": float(scores.mean()),
+        "eval_objective/kl": float(k1.mean()),
+        "eval_objective/kl_k3": float(k3.mean()),
+        "eval_objective/length": float(lengths.mean()),
+        "eval_objective/eos_rate": sum(replies.ended) / len(rows),
+    }
+    samples = [
+        {
+            "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+            "reply": tokenizer.decode(reply, skip_special_tokens=True),
+            "score": float(scores[i]),
+            "kl": float(k1[i]),
+            "length": len(reply),
+            "ended": replies.ended[i],
+        }
+        for i, (prompt, reply) in enumerate(zip(prompts, replies.tokens, strict=True))
+    ]
+    return metrics, samples
+
+
+def write_samples(folder: Path, step: int, name: str, samples: Sequence[dict[str, Any]]) -> None:
+    """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
+    path = folder / SAMPLES
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [
+        line for line in lines if (row := json.loads(line))["step"] < step or (row["step"], row["set"]) < (step, name)
+    ]
+    added = [json.dumps({"step": step, "set": name, **sample}, ensure_ascii=False) for sample in samples]
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join([*kept, *added]) + "\n")
+    partial.replace(path)

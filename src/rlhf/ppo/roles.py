@@ -1,0 +1,253 @@
+"""A role is one backbone pass: the same interface whether it is an adapter on the shared base or a model of its own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.ppo.logprobs import shape_logits
+
+
+class ScalarHead(nn.Module):
+    """`[..., H]` hidden states to `[...]` numbers in fp32, whatever the backbone and autocast compute in.
+
+    A bf16 head resolves a reward of 4 to 0.03 at best; this one lives outside PEFT, so no adapter switch can lose it.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear.float()
+
+    @classmethod
+    def of_size(
+        cls, hidden_size: int, weight: Tensor | None = None, device: torch.device | None = None
+    ) -> "ScalarHead":
+        """A head with the given `[1, H]` weight, or zeros: the value of every state then starts at 0."""
+        head = cls(nn.Linear(hidden_size, 1, bias=False, device=device))
+        with torch.no_grad():
+            head.linear.weight.copy_(weight) if weight is not None else head.linear.weight.zero_()
+        return head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)
+
+
+class Role:
+    """One of `policy`, `reference`, `reward`, `value`: a backbone, the adapter to switch on, and a head.
+
+    `model` is the Hugging Face model that holds the backbone (with LoRA layers already injected, if any); `peft` and `adapter`
+    say which adapter is this role's; `head` is the scalar head of reward and value.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        *,
+        peft: Any = None,
+        adapter: str | None = None,
+        head: ScalarHead | None = None,
+        trained: bool = False,
+    ) -> None:
+        self.name, self.model, self.peft, self.adapter, self.head = name, model, peft, adapter, head
+        self.trained = trained
+        self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+
+    def __repr__(self) -> str:
+        return f"Role({self.name}, adapter={self.adapter}, trained={self.trained})"
+
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self.model, self.model.base_model_prefix)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter that belongs to this role alone: its adapter and head, or its whole model."""
+        seen = set()
+        own = self.model if self.peft is None else self.peft
+        for name, parameter in own.named_parameters():
+            if self.peft is None or f".{self.adapter}." in name:
+                seen.add(id(parameter))
+                yield name, parameter
+        if self.head is not None:
+            yield from ((n, p) for n, p in self.head.named_parameters(prefix="head") if id(p) not in seen)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad] if self.trained else []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within, this role's adapter is the one that computes.
+
+        Forward *and* backward of a role belong into one such block: a checkpointed layer is recomputed in backward with
+        whatever adapter is active then, and shapes would not tell (peft#2832).
+        """
+        if self.peft is None or self.peft.active_adapter == self.adapter:
+            with nullcontext():
+                yield
+            return
+        before = self.peft.active_adapter
+        switch_adapter(self.peft, self.adapter)
+        try:
+            yield
+        finally:
+            switch_adapter(self.peft, before)
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states `[B, T, H]` of `[B, T]` ids in the dtype the backbone computes in; nothing else is kept.
+
+        Without a mask the attention is causal and every row starts at position 0: right-padded batches need no more, since no
+        real token looks to its right.
+        """
+        return self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+    def lm_head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    def frozen_lm_head(self) -> bool:
+        return not any(p.requires_grad for p in self.lm_head().parameters())
+
+    def logits_of(self, temperature: float, suppress: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        """The function from `[N, H]` hidden states to the `[N, V]` logits that are sampled from.
+
+        Calls the LM head as a module, so a LoRA or 4-bit head takes part, and applies Gemma's soft cap.
+        """
+        lm_head = self.lm_head()
+
+        def head(hidden: Tensor) -> Tensor:
+            logits = lm_head(hidden)
+            if self.logit_softcap:
+                logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+            return shape_logits(logits, temperature, suppress)
+
+        return head
+
+    @torch.no_grad()
+    def check_lm_head(self) -> None:
+        """Refuses a model whose logits are more than its LM head of its last hidden state (scaled logits and the like)."""
+        ids = torch.arange(1, 5, device=self.device).unsqueeze(0)
+        with self.active():
+            ours = self.logits_of(1.0, ())(self.hidden(ids)[0])
+            theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+            raise ValueError(
+                f"model {type(self.model).__name__}: its logits are not its LM head of its last hidden state (they differ by "
+                f"{float((ours - theirs).abs().max()):.3g}), so log-probabilities of reply tokens cannot be computed in "
+                "chunks; use an architecture whose head is a plain linear layer, with or without a soft cap"
+            )
+
+
+def switch_adapter(peft: Any, adapter: str | None) -> None:
+    """Activates one adapter and leaves every `requires_grad` as it was.
+
+    PEFT's `set_adapter` makes what it activates trainable and freezes the rest (peft#2759): the reference would start to
+    learn, and the policy's gradients would vanish.
+    """
+    flags = [(p, p.requires_grad) for p in peft.parameters()]
+    peft.set_adapter(adapter)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Dropout off everywhere, modules and the floats that functional dropout reads: a ratio must not depend on it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+            continue
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def scalar_role(name: str, model: Any, trained: bool) -> Role:
+    """A reward or value role from a sequence classifier, plain or under PEFT."""
+    peft, base = _unwrap(model)
+    score = getattr(base, "score", None)
+    if score is None:
+        raise ValueError(
+            f"{name} model {type(base).__name__} has no `score` head; load it with AutoModelForSequenceClassification"
+        )
+    if peft is not None and hasattr(score, "modules_to_save"):
+        score = score.modules_to_save[peft.active_adapter]
+    if score.out_features != 1:
+        raise ValueError(
+            f"{name} model has {score.out_features} labels and none is chosen; load it with num_labels=1, or pass a function "
+            "that picks the label as a scorer"
+        )
+    adapter = peft.active_adapter if peft is not None else None
+    return Role(name, base, peft=peft, adapter=adapter, head=ScalarHead(score), trained=trained)
+
+
+def policy_roles(model: Any, reference: Any = None, peft_config: Any = None) -> tuple[Role, Role]:
+    """Policy and reference from what stock TRL users hand over.
+
+    A PEFT policy without a reference gets a frozen copy of its own adapter as the reference: the point where training starts,
+    and not the base below it (TRL#1340, TRL#3194). A plain model without one is copied whole.
+    """
+    import copy
+
+    from peft import PeftModel, get_peft_model
+
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError("model is a PeftModel already, peft_config would wrap it twice; give one of the two")
+        model = get_peft_model(model, peft_config)
+    peft, base = _unwrap(model)
+    adapter = peft.active_adapter if peft is not None else None
+    policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
+    if reference is not None:
+        reference_peft, reference_base = _unwrap(reference)
+        reference_adapter = reference_peft.active_adapter if reference_peft is not None else None
+        return policy, Role("reference", reference_base, peft=reference_peft, adapter=reference_adapter)
+    if peft is None:
+        frozen = copy.deepcopy(base).requires_grad_(False)
+        return policy, Role("reference", frozen)
+    copy_adapter(peft, adapter, "reference")
+    return policy, Role("reference", base, peft=peft, adapter="reference")
+
+
+def copy_adapter(peft: Any, source: str | None, target: str) -> None:
+    """Adds a frozen copy of the adapter `source` under the name `target`; the active adapter stays the same."""
+    config = copy_config(peft.peft_config[source])
+    flags = [(p, p.requires_grad) for p in peft.parameters()]
+    peft.add_adapter(target, config)
+    weights = dict(peft.named_parameters())
+    with torch.no_grad():
+        for name, parameter in weights.items():
+            if f".{target}." in name:
+                parameter.copy_(weights[name.replace(f".{target}.", f".{source}.")])
+                parameter.requires_grad_(False)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def copy_config(config: Any) -> Any:
+    """The same LoRA with plain initialization: the weights are loaded over it, the base must not be touched."""
+    import copy
+
+    config = copy.deepcopy(config)
+    config.inference_mode = False
+    config.lora_dropout = 0.0
+    config.init_lora_weights = True
+    return config
+
+
+def _unwrap(model: Any) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    return (model, model.get_base_model()) if isinstance(model, PeftModel) else (None, model)

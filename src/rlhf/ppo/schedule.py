@@ -1,0 +1,137 @@
+"""Arguments turned into sizes, parameter groups and learning rates; what cannot work is refused here."""
+
+import os
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from rlhf.ppo.roles import Role
+
+
+def check_args(args: Any, tokenizer: Any) -> None:
+    """Raises one ValueError with every problem of the arguments and the tokenizer."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    checkpointing = args.activation_checkpointing_kwargs or {}
+    problems = {
+        "processing_class has no pad token; add one with tokenizer.add_special_tokens({'pad_token': '<pad>'})": pad
+        is None,
+        f"pad token and EOS are the same id {eos}, so a reply could not be told from padding; add a pad token of its own": (
+            pad is not None and pad == eos
+        ),
+        "stop_token and stop_token_id are both set; keep one": args.stop_token is not None
+        and args.stop_token_id is not None,
+        f"stop_token = {args.stop_token!r} is not allowed (eos, null)": args.stop_token not in (None, "eos"),
+        f"kl_estimator = {args.kl_estimator!r}: k3 in the reward has a biased gradient (arXiv:2512.21852); use k1, k3 is "
+        "logged as objective/kl_k3": args.kl_estimator != "k1",
+        "fp16 = true needs loss scaling, which this trainer does not have; use bf16": bool(args.fp16),
+        f"temperature = {args.temperature} must be above 0": args.temperature <= 0,
+        f"response_length = {args.response_length} must be at least 1": args.response_length < 1,
+        f"missing_eos_penalty = {args.missing_eos_penalty} must not be negative: the score becomes its negative": (
+            args.missing_eos_penalty is not None and args.missing_eos_penalty < 0
+        ),
+        f"missing_eos_mode = {args.missing_eos_mode!r} is not allowed (replace, subtract)": (
+            args.missing_eos_mode not in ("replace", "subtract")
+        ),
+        f"reward_normalization = {args.reward_normalization!r} is not allowed (fixed, running)": (
+            args.reward_normalization not in ("fixed", "running")
+        ),
+        f"reward_scale = {args.reward_scale} must be above 0": args.reward_scale <= 0,
+        f"kl_target = {args.kl_target} must be above 0": args.kl_target is not None and args.kl_target <= 0,
+        "activation_checkpointing_kwargs.use_reentrant = true gives adapters on a frozen base no gradient; use false": (
+            bool(checkpointing.get("use_reentrant"))
+        ),
+        "WORLD_SIZE is above 1: this trainer runs on one device; start one process": int(
+            os.environ.get("WORLD_SIZE", 1)
+        )
+        > 1,
+    }
+    found = [text for text, wrong in problems.items() if wrong]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def eos_token_ids(args: Any, tokenizer: Any, model: Any) -> tuple[int, ...]:
+    """Every id that ends a reply; chat models often have two (end of turn, end of text)."""
+    if args.eos_token_ids is not None:
+        ids = list(args.eos_token_ids)
+    elif args.stop_token_id is not None:
+        ids = [args.stop_token_id]
+    elif args.stop_token == "eos":
+        ids = [tokenizer.eos_token_id]
+    else:
+        listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        ids = [tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or ())]
+    ids = tuple(dict.fromkeys(i for i in ids if i is not None))
+    if tokenizer.pad_token_id in ids:
+        raise ValueError(
+            f"eos_token_ids = {list(ids)} holds the pad id {tokenizer.pad_token_id}, which is never sampled; remove it"
+        )
+    if args.missing_eos_penalty is not None and not ids:
+        raise ValueError(
+            "missing_eos_penalty is set but no id ends a reply; set eos_token_ids, or missing_eos_penalty = null"
+        )
+    return ids
+
+
+def set_batch_sizes(args: Any, rows: int) -> int:
+    """Fills in the sizes that TRL's config leaves open and returns the rows of a micro-batch.
+
+    Episodes that do not fill a batch are not trained on: the run never exceeds `total_episodes`.
+    """
+    args.world_size = 1
+    args.micro_batch_size = args.per_device_train_batch_size
+    args.local_batch_size = args.batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.batch_size % args.num_mini_batches:
+        raise ValueError(
+            f"num_mini_batches = {args.num_mini_batches} does not divide the batch of {args.batch_size} prompts"
+        )
+    args.local_mini_batch_size = args.mini_batch_size = args.batch_size // args.num_mini_batches
+    micro = min(args.per_device_train_batch_size, args.mini_batch_size)
+    if args.mini_batch_size % micro:
+        raise ValueError(
+            f"a minibatch of {args.mini_batch_size} prompts does not split into micro-batches of {micro}; change "
+            f"per_device_train_batch_size (now {args.per_device_train_batch_size}) or num_mini_batches"
+        )
+    if args.total_episodes is None:
+        args.total_episodes = int(args.num_train_epochs * rows)
+    args.num_total_batches = args.max_steps if args.max_steps > 0 else args.total_episodes // args.batch_size
+    if rows >= args.batch_size and args.num_total_batches < 1:
+        raise ValueError(f"total_episodes = {args.total_episodes} is less than one batch of {args.batch_size} prompts")
+    return micro
+
+
+def parameter_groups(policy: Role, value: Role, args: Any) -> list[dict[str, Any]]:
+    """One group a role with its own learning rate, split only where weight decay spares vectors (norms and biases)."""
+    rates = ((policy, args.learning_rate), (value, args.value_learning_rate or args.learning_rate))
+    groups = []
+    for role, rate in rates:
+        parameters = [p for _, p in role.trainable()]
+        matrices = [p for p in parameters if p.ndim > 1] if args.weight_decay else parameters
+        vectors = [p for p in parameters if p.ndim <= 1] if args.weight_decay else []
+        for members, decay in ((matrices, args.weight_decay), (vectors, 0.0)):
+            if members:
+                groups.append({"params": members, "lr": rate, "weight_decay": decay, "role": role.name})
+    return groups
+
+
+def learning_rates(args: Any, optimizer: torch.optim.Optimizer, updates: int) -> Any:
+    """The Hugging Face schedule over updates, with warm-up moved by one so that the first update already learns.
+
+    Theirs is 0 at step 0; with a step a rollout, a whole rollout would be spent on it.
+    """
+    warmup = args.get_warmup_steps(updates)
+    theirs = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=updates,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    if not warmup or not isinstance(theirs, LambdaLR):
+        return theirs
+    shape = theirs.lr_lambdas[0]
+    for group in optimizer.param_groups:
+        group["lr"] = group.pop("initial_lr")
+    return LambdaLR(optimizer, lambda step: shape(step + 1 if step < warmup else step))

@@ -1,0 +1,137 @@
+"""One stage from its composed configuration to a finished run folder: refuse early, train or go on, save, evaluate, report."""
+
+import gc
+import time
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlhf import record
+from rlhf.check import check, check_machine
+from rlhf.config import Stage, to_stage
+from rlhf.errors import DataError, Preempted
+
+
+def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Run what `cfg` says and return its results.
+
+    Everything that can be refused is refused before the run folder is touched and before any weight is loaded.
+    """
+    stage = to_stage(cfg)
+    check(stage)
+    resume = record.claim(stage)
+    quiet()
+    check_machine(stage)
+
+    from rlhf import console
+    from rlhf.args import lora_config, quantization_config, training_arguments
+    from rlhf.data.prepare import prepare
+    from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
+
+    training_arguments(stage)
+    quantization_config(stage)
+    if stage.adapter.name == "lora":
+        lora_config(stage, "CAUSAL_LM")
+    tokenizer = load_tokenizer(stage)
+    data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
+    _fits(stage, len(data.train))
+
+    run = record.Record(stage, cfg, resume, overrides)
+    run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})
+    if stage.model.init is not None and record.is_main():
+        tokenizer.save_pretrained(str(stage.path / "tokenizer"))
+    if run.run.get("status") != "trained":
+        console.header(stage, data)
+        _train(stage, tokenizer, data, run)
+        run.status("trained")
+    results = _evaluate(stage, tokenizer, data)
+    run.write("results.json", results)
+    if record.is_main():
+        from rlhf.plots import curves
+
+        curves(stage.path)
+    run.status("finished")
+    console.closing(stage, results, run.run)
+    return results
+
+
+def quiet() -> None:
+    """Leave the terminal to our own lines: libraries warn about what is decided here on purpose."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _fits(stage: Stage, rows: int) -> None:
+    """A batch needs as many rows; PPO would wait for them forever (TRL 1.12), the others would make no step."""
+    if rows < stage.batch_size:
+        raise DataError(f"dataset: {rows} rows are left to train on, less than batch_size={stage.batch_size}\n  fix: batch_size={rows} or less")
+
+
+def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
+    import importlib
+
+    from rlhf import callbacks
+    from rlhf.models.load import save_final
+
+    build = importlib.import_module(f"rlhf.methods.{stage.method.name}").build
+    trainer = build(stage, tokenizer, data)
+    run.write("trainer_args.json", trainer.args.to_sanitized_dict())
+    preemption = callbacks.install(trainer, stage.path, stage.run.stage)
+    checkpoint = run.last_checkpoint() if run.resumed else None
+    if checkpoint is not None:
+        print(f"going on from {checkpoint}", flush=True)
+    began = time.time()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if preemption.asked:
+        run.status("running")
+        raise Preempted(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from there")
+    if record.is_main():
+        final = stage.path / "final"
+        if stage.method.name == "ppo":
+            trainer.save_model(str(final))
+            tokenizer.save_pretrained(str(final))
+        else:
+            save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, final)
+        _card(stage, final)
+        run.run["train_seconds"] = round(time.time() - began, 1)
+    del trainer
+    gc.collect()
+
+
+def _card(stage: Stage, final: Any) -> None:
+    """The model card: what this is, from what, and how to make it again."""
+    lines = [entry["stage"] for entry in record.lineage(stage)]
+    meta = ["---", "library_name: peft" if stage.adapter.name == "lora" else "library_name: transformers"]
+    if stage.model.licence:
+        meta.append(f"license: {stage.model.licence}")
+    meta += ["tags: [trl, " + stage.method.name + "]", "---", ""]
+    body = [
+        f"# {stage.run.recipe}/{stage.run.stage}",
+        "",
+        f"Trained with the method `{stage.method.name}` on `{stage.dataset.path}` (licence: {stage.dataset.licence or 'not stated'}), "
+        f"seed {stage.seed}.",
+        "",
+        "Weights it builds on, in order: " + (", ".join(f"`{name}`" for name in lines) or "none") + ".",
+        "",
+        "Settings: `config.yaml` beside this folder; versions, commit and command: `run.json`.",
+        "",
+    ]
+    (final / "README.md").write_text("\n".join(meta + body))
+
+
+def _evaluate(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
+    from rlhf.evaluation.evaluate import evaluate_policy, evaluate_reward
+
+    if stage.method.name == "reward":
+        return evaluate_reward(stage, tokenizer, data)
+    return evaluate_policy(stage, tokenizer, data)

@@ -1,0 +1,114 @@
+"""The dataset: seeded rows for each stage, from splits that share no content."""
+
+import random
+
+from rlhf.support.annotator import score
+from rlhf.support.prompts import draw, pool
+from rlhf.support.ranking import gaps, noisy_ranks, temperature
+from rlhf.support.replies import DEFECTS, GOOD, STYLES, ideal_reply, reply
+from rlhf.support.world import SITUATIONS, WORLD, items_for
+
+__all__ = ["demonstrations", "evaluation", "ideal_reply", "prompts", "rankings", "reply", "text"]
+
+# Demonstrations are right but curt, so that SFT learns the task and leaves something to prefer.
+DEMONSTRATED = {"ideal": 0.10, "partial": 0.20, "curt": 0.65, "defect": 0.05}
+# The base model meets every style, the defects above all, so that it knows the language and not the preference.
+PRETRAINED = {"ideal": 0.08, "partial": 0.17, "curt": 0.25, "defect": 0.50}
+NOTES = 0.25  # share of pretraining documents that are plain notes
+GOOD_WEIGHT = 4  # of a good style among the replies to rank; each defect has 1, so about half of four replies are good
+
+
+def demonstrations(rows: int, seed: int, held_out: bool = False) -> list[dict]:
+    """Rows of prompt, completion, facts and style; raise ValueError where the split has fewer prompts than `rows`."""
+    rng = random.Random(f"demonstrations/{seed}/{held_out}")
+    return [
+        {"prompt": facts["prompt"], "completion": reply(facts, style, rng), "facts": facts, "style": style}
+        for facts in draw("demonstrations_held_out" if held_out else "demonstrations", rows, rng)
+        for style in [_style(facts, DEMONSTRATED, rng)]
+    ]
+
+
+def rankings(rows: int, seed: int, k: int = 4, noise: float = 0.1, held_out: bool = False) -> list[dict]:
+    """Rows of prompt, k replies in random order, their noisy ranks (0 is best), true scores and facts.
+
+    `noise` is the expected share of strictly ordered pairs that the ranks turn around. Raise ValueError where the split
+    has fewer prompts than `rows`, where a situation has fewer than `k` styles, or where `noise` is not in 0..0.5.
+    """
+    most = min(map(len, STYLES.values()))
+    if not 2 <= k <= most:
+        raise ValueError(f"k = {k} replies cannot be ranked; 2 to {most} different styles are available")
+    rng = random.Random(f"rankings/{seed}/{held_out}")
+    found = []
+    for facts in draw("rankings_held_out" if held_out else "rankings", rows, rng):
+        replies = _different(facts, k, rng)
+        scores = [score(facts, text) for text in replies]
+        found.append({"prompt": facts["prompt"], "replies": replies, "true_scores": scores, "facts": facts})
+    t = temperature([gap for row in found for gap in gaps(row["true_scores"])], noise)
+    return [{**row, "ranks": noisy_ranks(row["true_scores"], t, rng)} for row in found]
+
+
+def prompts(rows: int, seed: int) -> list[dict]:
+    """Rows of prompt and facts for PPO; raise ValueError where the split has fewer than `rows`."""
+    return [{"prompt": f["prompt"], "facts": f} for f in draw("prompts", rows, random.Random(f"prompts/{seed}"))]
+
+
+def evaluation(rows: int, seed: int) -> list[dict]:
+    """Held-out rows of prompt and facts, balanced by situation; raise ValueError where there are fewer than `rows`."""
+    return [{"prompt": f["prompt"], "facts": f} for f in draw("evaluation", rows, random.Random(f"evaluation/{seed}"))]
+
+
+def text(rows: int, seed: int, held_out: bool = False) -> list[dict]:
+    """Pretraining documents: dialogues with prompts of the demonstrations in all styles, and notes on the shop.
+
+    Held-out documents have prompts of held-out demonstrations.
+    """
+    rng = random.Random(f"text/{seed}/{held_out}")
+    split = "demonstrations_held_out" if held_out else "demonstrations"
+    return [{"text": _note(rng) if rng.random() < NOTES else _dialogue(rng, split)} for _ in range(rows)]
+
+
+def _style(facts: dict[str, str], mix: dict[str, float], rng: random.Random) -> str:
+    style = rng.choices(list(mix), list(mix.values()))[0]
+    return rng.choice(DEFECTS[facts["situation"]]) if style == "defect" else style
+
+
+def _different(facts: dict[str, str], k: int, rng: random.Random) -> list[str]:
+    """k replies of k styles, no two with the same text, in random order."""
+    styles = sorted(
+        STYLES[facts["situation"]], key=lambda s: rng.random() ** (1 / (GOOD_WEIGHT if s in GOOD else 1)), reverse=True
+    )
+    replies: list[str] = []
+    for style in styles[:k]:
+        written = reply(facts, style, rng)
+        while written in replies:
+            written = reply(facts, style, rng)
+        replies.append(written)
+    rng.shuffle(replies)
+    return replies
+
+
+def _dialogue(rng: random.Random, split: str) -> str:
+    facts = rng.choice(rng.choice(list(pool(split)[rng.choice(SITUATIONS)].values())))
+    written = reply(facts, _style(facts, PRETRAINED, rng), rng)
+    return f"<|user|>{facts['prompt']}<|end|><|assistant|>{written}<|end|>"
+
+
+def _note(rng: random.Random) -> str:
+    """A fact of the shop, told to nobody in particular."""
+    situation = rng.choice(SITUATIONS[:4])
+    subject = rng.choice(list(WORLD[situation].values()))
+    item = rng.choice(items_for(subject))
+    templates = {
+        "kind": (
+            f"if {subject.about}, {rng.choice(subject.core or ('',))}",
+            f"{subject.about}? you need {subject.answer}.",
+        ),
+        "honest": (f"{subject.answer} knows {subject.about}.", f"ask {subject.answer} {subject.about}."),
+        "clarifying": (
+            f"many people like the {item}.",
+            f"a good {item} lasts for years.",
+            f"we have a new {item} today.",
+        ),
+        "safe": (f"{subject.about} is not safe. {subject.answer} instead.", f"to stay safe, {subject.answer}."),
+    }
+    return rng.choice(templates[situation]).replace("{item}", item) + "<|end|>"

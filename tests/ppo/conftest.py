@@ -1,0 +1,150 @@
+"""A tiny base model with an SFT adapter and a reward adapter, saved the way the stages save them."""
+
+import os
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf.ppo.shared import plain_4bit_kernels, shared_roles
+
+VOCABULARY = 96
+
+
+@dataclass
+class Workshop:
+    """Where the tiny base, its adapters and its tokenizer lie."""
+
+    base: Path
+    sft: Path
+    reward: Path
+    tokenizer: Any
+
+    def load(self, quantized: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+        options: dict[str, Any] = {"dtype": dtype}
+        if quantized:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            )
+        model = AutoModelForCausalLM.from_pretrained(self.base, **options)
+        plain_4bit_kernels(model)
+        return model
+
+    def load_reward(self, path: Path | None = None) -> Any:
+        torch.manual_seed(3)
+        return AutoModelForSequenceClassification.from_pretrained(path or self.base, num_labels=1, dtype=torch.float32)
+
+    def roles(self, quantized: bool = False, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        return shared_roles(self.load(quantized, dtype), self.tokenizer, self.sft, self.reward, **options)
+
+
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1, **options)
+
+
+def shake(model: Any, seed: int) -> None:
+    """Gives every LoRA-B weights, as training would: a zero B would make all adapters the same function."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("workshop")
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<end>": 3} | {f"w{i}": i for i in range(4, VOCABULARY)}
+    core = Tokenizer(models.WordLevel(words, unk_token="w4"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    made = Workshop(root / "base", root / "sft", root / "reward", tokenizer)
+    tokenizer.save_pretrained(root / "base")
+    policy = get_peft_model(made.load(), lora(task_type="CAUSAL_LM"))
+    shake(policy, 1)
+    policy.save_pretrained(made.sft)
+    reward = get_peft_model(made.load_reward(), lora(task_type="SEQ_CLS"))
+    shake(reward, 2)
+    reward.save_pretrained(made.reward)
+    tokenizer.save_pretrained(made.reward)
+    return made
+
+
+@pytest.fixture(scope="session")
+def prompts() -> Dataset:
+    generator = torch.Generator().manual_seed(7)
+    lengths = torch.randint(3, 10, (12,), generator=generator).tolist()
+    rows = [torch.randint(4, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    return Dataset.from_dict({"input_ids": rows, "answer": [str(i) for i in range(12)]})
+
+
+@pytest.fixture
+def make_trainer(workshop: Workshop, prompts: Dataset, tmp_path: Path):
+    from rlhf.ppo.trainer import PPOConfig, PPOTrainer
+
+    def make(roles: Any = None, *, dataset: Any = None, eval_dataset: Any = None, callbacks: Any = None, **options: Any):
+        roles = roles or workshop.roles()
+        defaults: dict[str, Any] = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4,
+            "num_mini_batches": 2,
+            "num_ppo_epochs": 2,
+            "total_episodes": 32,
+            "response_length": 10,
+            "temperature": 0.9,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "seed": 1,
+        }
+        return PPOTrainer(
+            PPOConfig(**{**defaults, **options}),
+            workshop.tokenizer,
+            roles.policy,
+            roles.reference,
+            roles.reward,
+            dataset if dataset is not None else prompts,
+            roles.value,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
+
+    return make

@@ -1,0 +1,216 @@
+"""Roles on a shared base: the right adapter computes, gradients are right, folders that do not fit are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file, save_file
+
+from rlhf.ppo.batches import lay_out
+from rlhf.ppo.passes import Forward, collect
+from rlhf.ppo.batches import reply_mask
+from rlhf.ppo.roles import switch_adapter
+from rlhf.ppo.scoring import RoleScorer
+from rlhf.ppo.shared import shared_roles
+from rlhf.ppo.update import policy_backward, value_backward
+
+PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31], [1, 40, 41, 42]]
+REPLIES = [[50, 2], [60, 61, 62, 63, 2], [70], [80, 81, 82]]
+CPU = torch.device("cpu")
+
+
+def forward():
+    return Forward(0.9, (0,), 4, lambda: torch.autocast("cpu", enabled=False))
+
+
+def gradients(roles, size, checkpointing=False):
+    """Gradients of policy and value on one minibatch cut into micro-batches of `size`."""
+    torch.manual_seed(0)
+    mask = reply_mask(REPLIES, CPU)
+    old, advantages, returns = (torch.randn(mask.shape) for _ in range(3))
+    batches = lay_out(PROMPTS, REPLIES, size, 0, CPU)
+    model = roles.policy.model
+    if checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    policy_backward(forward(), roles.policy, batches, old, advantages, 0.2)
+    value_backward(forward(), roles.value, batches, old, returns, 0.2, 0.5)
+    model.eval()
+    model.activation_checkpointing_disable()
+    found = {}
+    for role in (roles.policy, roles.value):
+        for name, parameter in role.trainable():
+            found[name] = parameter.grad.clone()
+            parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_gradients_with_checkpointing_equal_those_without(workshop, quantized):
+    roles = workshop.roles(quantized=quantized)
+    plain, checkpointed = gradients(roles, 2), gradients(roles, 2, checkpointing=True)
+    assert all(torch.equal(plain[n], checkpointed[n]) for n in plain)
+    assert all(float(g.abs().max()) > 0 for g in plain.values())
+
+
+def test_gradients_do_not_depend_on_the_micro_batch_split(workshop):
+    roles = workshop.roles()
+    whole, single = gradients(roles, 4), gradients(roles, 1)
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, single[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_shared_logprobs_equal_a_plain_model(workshop):
+    """Right-padded passes over the shared base against the SFT model on each sequence alone."""
+    roles = workshop.roles()
+    plain = AutoPeftModelForCausalLM.from_pretrained(workshop.sft, dtype=torch.float32).eval()
+    mask = reply_mask(REPLIES, CPU)
+    batches = lay_out(PROMPTS, REPLIES, 2, 0, CPU)
+    experience = collect(forward(), roles.policy, roles.reference, roles.value, batches, mask)
+    for i, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):
+        with torch.no_grad():
+            logits = plain(torch.tensor([prompt + reply])).logits[0] / 0.9
+        logits[:, 0] = -torch.inf
+        wanted = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1].gather(1, torch.tensor(reply)[:, None])[:, 0]
+        assert torch.allclose(experience.logprobs[i, : len(reply)], wanted, atol=1e-5)
+    assert torch.equal(experience.logprobs, experience.reference_logprobs)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_reward_role_scores_as_the_saved_classifier(workshop, quantized):
+    classifier = PeftModel.from_pretrained(workshop.load_reward(), workshop.reward).eval()
+    roles = workshop.roles(quantized=quantized)
+    ours = RoleScorer(roles.reward, 0, batch_size=3)(PROMPTS, REPLIES, [{}] * 4)
+    with torch.no_grad():
+        theirs = [classifier(torch.tensor([p + r])).logits[0, 0] for p, r in zip(PROMPTS, REPLIES, strict=True)]
+    assert torch.allclose(ours, torch.stack(theirs), atol=2.0 if quantized else 1e-5)
+    if not quantized:
+        values = collect(
+            forward(), roles.policy, roles.reference, roles.value, lay_out(PROMPTS, REPLIES, 2, 0, CPU), reply_mask(REPLIES, CPU)
+        ).values
+        assert roles.value.head.linear.weight.equal(roles.reward.head.linear.weight)
+        with torch.no_grad():
+            state_before_last = classifier(torch.tensor([PROMPTS[0] + REPLIES[0][:-1]])).logits[0, 0]
+        assert float(values[0, 1]) == pytest.approx(float(state_before_last), abs=1e-5)
+
+
+def test_switching_keeps_who_is_trainable(workshop):
+    roles = workshop.roles()
+    flags = {n: p.requires_grad for n, p in roles.peft.named_parameters()}
+    assert {n.split(".")[-2] for n, on in flags.items() if on} == {"policy", "value"}
+    for role in (roles.reference, roles.reward, roles.value):
+        with role.active():
+            assert roles.peft.active_adapter == role.adapter
+            assert {n: p.requires_grad for n, p in roles.peft.named_parameters()} == flags
+    assert roles.peft.active_adapter == "policy"
+    with pytest.raises(RuntimeError), roles.reference.active():
+        raise RuntimeError
+    assert roles.peft.active_adapter == "policy"
+    switch_adapter(roles.peft, "reward")
+    assert {n: p.requires_grad for n, p in roles.peft.named_parameters()} == flags
+
+
+def test_roles_are_fp32_without_dropout_on_a_bf16_base(workshop):
+    roles = workshop.roles(quantized=True, dtype=torch.bfloat16)
+    for role in (roles.policy, roles.reference, roles.reward, roles.value):
+        assert {p.dtype for _, p in role.named_parameters()} == {torch.float32}
+    assert not [m for m in roles.peft.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    assert roles.reward.head.linear.weight.data_ptr() != roles.value.head.linear.weight.data_ptr()
+
+
+def test_fresh_policy_starts_at_the_base(workshop):
+    from conftest import lora
+
+    roles = shared_roles(
+        workshop.load(), workshop.tokenizer, None, workshop.reward, lora(task_type="CAUSAL_LM"), value_head="zero"
+    )
+    ids = torch.tensor([[1, 5, 6]])
+    with torch.no_grad(), roles.policy.active():
+        assert torch.equal(roles.policy.model(ids).logits, workshop.load()(ids).logits)
+    assert not roles.value.head.linear.weight.any()
+
+
+def broken(workshop, tmp_path, change):
+    """A copy of the reward folder with `change` applied to its config and tensors."""
+    folder = tmp_path / "broken"
+    shutil.copytree(workshop.reward, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(config, tensors)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def head_key(tensors):
+    return next(k for k in tensors if k.endswith("score.weight"))
+
+
+CHANGES = {
+    "no `score.weight`": lambda c, t: t.pop(head_key(t)),
+    "wanted \\(1, 64\\): one label": lambda c, t: t.update({head_key(t): torch.zeros(3, 64)}),
+    "trained on base 'somewhere/else'": lambda c, t: c.update(base_model_name_or_path="somewhere/else"),
+    "other target modules": lambda c, t: t.pop(next(k for k in t if "q_proj" in k)),
+    "on another base": lambda c, t: t.update({k: v[:, :8].contiguous() for k, v in t.items() if "q_proj.lora_A" in k}),
+    "only LORA adapters": lambda c, t: c.update(peft_type="IA3"),
+    "modules_to_save has \\['lm_head'\\]": lambda c, t: c.update(modules_to_save=["score", "lm_head"]),
+    "changed the base it was trained on": lambda c, t: c.update(init_lora_weights="pissa"),
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_a_reward_folder_that_does_not_fit_is_refused(workshop, tmp_path, message):
+    folder = broken(workshop, tmp_path, CHANGES[message])
+    with pytest.raises(ValueError, match=message):
+        shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
+
+
+def test_another_tokenizer_is_refused(workshop, tmp_path):
+    folder = broken(workshop, tmp_path, lambda c, t: None)
+    other = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = other["model"]["vocab"]
+    vocabulary["w10"], vocabulary["w11"] = vocabulary["w11"], vocabulary["w10"]
+    (folder / "tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="differs from the policy's in 2 tokens"):
+        shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
+
+
+def test_missing_folder_is_refused(workshop, tmp_path):
+    with pytest.raises(ValueError, match="no adapter_config.json there"):
+        shared_roles(workshop.load(), workshop.tokenizer, tmp_path, workshop.reward)
+
+
+def test_peft_model_of_stock_users_gets_its_own_adapter_as_reference(workshop, make_trainer):
+    from types import SimpleNamespace
+
+    policy = AutoPeftModelForCausalLM.from_pretrained(workshop.sft, is_trainable=True, dtype=torch.float32)
+    value = PeftModel.from_pretrained(workshop.load_reward(), workshop.reward, is_trainable=True)
+    models = SimpleNamespace(policy=policy, reference=None, reward=workshop.load_reward(), value=value)
+    trainer = make_trainer(models, max_steps=2)
+    assert trainer.reference.adapter == "reference"
+    trainable = {n for n, _ in trainer.value.trainable()}
+    assert trainable and all("lora_" in n or "score" in n for n in trainable)
+    trainer.train()
+    kl = [row["objective/kl_k3"] for row in trainer.state.log_history if "objective/kl_k3" in row]
+    assert kl[0] == 0 and kl[1] > 0
+
+
+def test_several_labels_are_refused(workshop, make_trainer):
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForSequenceClassification
+
+    many = AutoModelForSequenceClassification.from_pretrained(workshop.base, num_labels=3)
+    models = SimpleNamespace(policy=workshop.load(), reference=None, reward=many, value=workshop.load_reward())
+    with pytest.raises(ValueError, match="has 3 labels and none is chosen"):
+        make_trainer(models)
+
+
+def test_one_object_for_two_roles_is_refused(workshop, make_trainer):
+    from types import SimpleNamespace
+
+    shared = workshop.load_reward()
+    with pytest.raises(ValueError, match="two roles need two objects"):
+        make_trainer(SimpleNamespace(policy=workshop.load(), reference=None, reward=shared, value=shared))
