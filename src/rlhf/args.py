@@ -62,9 +62,11 @@ def config_class(method: str) -> type:
         from rlhf.ppo.trainer import PPOConfig
 
         return PPOConfig
-    import trl
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.sft_config import SFTConfig
 
-    return {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[method]
+    return {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}[method]
 
 
 def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -> Any:
@@ -112,7 +114,9 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
         return cls(**(defaults | settings | placed | computed))
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"method.args is refused by {cls.__module__.split('.')[0]}.{cls.__name__}: {reason}") from error
+        raise ConfigError(
+            f"method.args is refused by {cls.__module__.split('.')[0]}.{cls.__name__}: {reason}"
+        ) from error
 
 
 def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Complete(TrainerCallback):
     """Marks a checkpoint when all of it is on disk; one without the mark is not resumed from."""
 
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if is_main() and folder.is_dir():
             (folder / COMPLETE).touch()
 
@@ -102,10 +102,14 @@ class Bar(TrainerCallback):
             spent, done = time.time() - self.began, max(1, state.global_step - self.first)
             left = spent / done * (state.max_steps - state.global_step)
             facts = "  ".join(f"{k} {v}" for k, v in self.facts.items())
-            print(f"{self.name}  step {state.global_step}/{state.max_steps}  {done / spent:.2f}/s  {left:.0f} s left  {facts}", flush=True)
+            print(
+                f"{self.name}  step {state.global_step}/{state.max_steps}  {done / spent:.2f}/s  {left:.0f} s left  {facts}",
+                flush=True,
+            )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.facts |= {short: f"{float(logs[key]):.3f}" for key, short in self.SHOWN.items() if key in (logs or {})}
+        logs = logs or {}
+        self.facts |= {short: f"{float(logs[key]):.3f}" for key, short in self.SHOWN.items() if key in logs}
         if self.bar is not None:
             self.bar.set_postfix(self.facts, refresh=False)
 

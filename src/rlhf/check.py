@@ -1,6 +1,7 @@
 """What can be refused before anything heavy is imported: settings that contradict each other, the machine or the run folders."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.config import REPO, Stage, options
@@ -11,7 +12,7 @@ ALLOWED = {
     "adapter.name": ("lora", "none"),
     "quantization.name": ("nf4", "int8", "none"),
     "dataset.format": ("chat", "plain", "transcript"),
-    "dataset.long_rows": ("drop", "truncate", "wrap", "error"),
+    "dataset.long_rows": ("drop", "truncate", "error"),
     "dataset.bad_rows": ("error", "drop"),
     "hardware.device": ("cpu", "cuda"),
     "hardware.precision": ("fp32", "bf16"),
@@ -22,9 +23,9 @@ POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "data
             "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 
 
-def check(stage: Stage) -> None:
-    """Raise a ConfigError that lists every contradiction found."""
-    problems = [*_values(stage), *_combinations(stage), *_files(stage)]
+def check(stage: Stage, planned: Sequence[str] = ()) -> None:
+    """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
+    problems = [*_values(stage), *_combinations(stage), *_files(stage, planned)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -59,15 +60,25 @@ def _combinations(stage: Stage) -> list[str]:
             "  fix: adapter=lora, or quantization=none"
         )
     if (model.path is None) == (model.init is None):
-        problems.append("model.path and model.init: exactly one of them must be set (weights to load, or random ones to make)")
+        problems.append(
+            "model.path and model.init: exactly one of them must be set (weights to load, or random ones to make)"
+        )
     if model.init is not None and stage.adapter.name != "none":
-        problems.append("model.init makes random weights, which an adapter can't train\n  fix: adapter=none quantization=none")
-    if stage.dataset.long_rows in ("truncate", "wrap") and method.name != "sft":
-        problems.append(f"dataset.long_rows={stage.dataset.long_rows} would cut prompts or pairs\n  fix: dataset.long_rows=drop")
+        problems.append(
+            "model.init makes random weights, which an adapter can't train\n  fix: adapter=none quantization=none"
+        )
+    if stage.dataset.long_rows == "truncate" and method.name != "sft":
+        problems.append("dataset.long_rows=truncate would cut prompts or pairs\n  fix: dataset.long_rows=drop")
     if method.args.get("packing_strategy") == "wrapped":
-        problems.append("method.args.packing_strategy=wrapped repeats rows in TRL 1.12\n  fix: dataset.long_rows=wrap")
+        # trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins
+        problems.append(
+            "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)\n"
+            "  fix: method.args.packing_strategy=bfd_split"
+        )
     if stage.dataset.format == "transcript" and set(stage.dataset.markers or {}) != {"user", "assistant"}:
-        problems.append('dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}')
+        problems.append(
+            'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
+        )
     if method.name == "ppo":
         room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
         if method.reward_model is None:
@@ -78,21 +89,27 @@ def _combinations(stage: Stage) -> list[str]:
                 f"{stage.dataset.max_length}\n  fix: dataset.max_length={room}"
             )
     if stage.logging.report_to != "none" and importlib.util.find_spec(stage.logging.report_to) is None:
-        problems.append(f"logging={stage.logging.report_to}: the package is missing\n  fix: pip install {stage.logging.report_to}")
+        problems.append(
+            f"logging={stage.logging.report_to}: the package is missing\n  fix: pip install {stage.logging.report_to}"
+        )
     if hardware.device == "cpu" and stage.quantization.name == "int8":
-        problems.append("quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one")
+        problems.append(
+            "quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one"
+        )
     if model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        problems.append("model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa")
+        problems.append(
+            "model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa"
+        )
     return problems
 
 
-def _files(stage: Stage) -> list[str]:
+def _files(stage: Stage, planned: Sequence[str]) -> list[str]:
     """Predecessors that have not run, and templates and data files that are not there."""
     problems = []
     for key in ("model.path", "method.start_from", "method.reward_model"):
         value = _get(stage, key)
         if isinstance(value, str):
-            problems += _weights(stage, key, value)
+            problems += _weights(stage, key, value, planned)
     template = template_file(stage.model.chat_template)
     if template is not None and not template.is_file():
         known = [path.stem for path in (REPO / "conf/chat_template").glob("*.jinja")]
@@ -103,15 +120,21 @@ def _files(stage: Stage) -> list[str]:
     return problems
 
 
-def _weights(stage: Stage, key: str, value: str) -> list[str]:
+def _weights(stage: Stage, key: str, value: str, planned: Sequence[str]) -> list[str]:
     path = Path(value)
     root = Path(stage.run.root) / stage.run.recipe
     if path.parent.parent == root and path.name == "final":
-        if path.is_dir():
-            return []
         name = path.parent.name
-        known = f"recipes={stage.run.recipe}/{name}" if f"{stage.run.recipe}/{name}" in options("recipes") else f"run.stage={name}"
-        return [f"{key}={value}: stage `{name}` of `{stage.run.recipe}` has not finished\n  fix: python src/train.py {known}"]
+        if path.is_dir() or name in planned:
+            return []
+        known = (
+            f"recipes={stage.run.recipe}/{name}"
+            if f"{stage.run.recipe}/{name}" in options("recipes")
+            else f"run.stage={name}"
+        )
+        return [
+            f"{key}={value}: stage `{name}` of `{stage.run.recipe}` has not finished\n  fix: python src/train.py {known}"
+        ]
     if value.startswith((".", "/", "~")) and not path.expanduser().exists():
         return [f"{key}={value}: no such folder"]
     return []

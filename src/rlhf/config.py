@@ -143,13 +143,24 @@ class Stage:
 GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "debug")
 
 # Mappings whose keys other libraries decide: TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
-OPEN = (("method", "args"), ("adapter", "args"), ("quantization", "args"), ("dataset", "columns"), ("dataset", "options"))
+OPEN = (
+    ("method", "args"),
+    ("adapter", "args"),
+    ("quantization", "args"),
+    ("dataset", "columns"),
+    ("dataset", "options"),
+)
 
 
 def register() -> None:
     """Make the schema and the two pure resolvers known to Hydra; composing changes nothing on disk."""
     node = OmegaConf.structured(Stage)
-    for section, cls in {"method": Method, "adapter": Adapter, "quantization": Quantization, "dataset": Dataset}.items():
+    for section, cls in {
+        "method": Method,
+        "adapter": Adapter,
+        "quantization": Quantization,
+        "dataset": Dataset,
+    }.items():
         node[section] = OmegaConf.structured(cls)
     for section, key in OPEN:
         node[section][key] = {}
@@ -178,7 +189,11 @@ def to_stage(cfg: DictConfig) -> Stage:
 
 def needs(cfg: DictConfig) -> list[str]:
     """Names of the stages whose weights this config reads, in order of appearance: every `${stage:x}` in it."""
-    found = [name for value in _strings(OmegaConf.to_container(cfg, resolve=False)) for name in STAGE_REFERENCE.findall(value)]
+    found = [
+        name
+        for value in _strings(OmegaConf.to_container(cfg, resolve=False))
+        for name in STAGE_REFERENCE.findall(value)
+    ]
     return list(dict.fromkeys(found))
 
 

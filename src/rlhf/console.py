@@ -26,7 +26,9 @@ def header(stage: Stage, data: Any) -> None:
     print(rule(f"{stage.run.recipe}/{stage.run.stage}"))
     weights = stage.model.path or f"random {stage.model.init['model_type'] if stage.model.init else ''}"
     start = f" + {stage.method.start_from}" if stage.method.start_from else ""
-    print(f"model    {weights}{start}   {stage.quantization.name}, adapter {stage.adapter.name}, {stage.hardware.precision}")
+    print(
+        f"model    {weights}{start}   {stage.quantization.name}, adapter {stage.adapter.name}, {stage.hardware.precision}"
+    )
     print(f"method   {stage.method.name}   " + "  ".join(f"{k}={v}" for k, v in stage.method.args.items()))
     for role, ledger in rows.items():
         lost = "".join(f", {n} {reason}" for reason, n in ledger["dropped"].items())
@@ -48,5 +50,9 @@ def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     print(f"time     {run['seconds']:.0f} s, peak memory {run['peak_memory_mb']:.0f} MB")
     print(f"files    {stage.path}/  (final/, results.json, metrics.jsonl, data.json, *.png)")
     name = f"{stage.run.recipe}/{stage.run.stage}"
-    follow = f"python src/chat.py run={name}" if stage.method.name != "reward" else f"python src/pipeline.py recipe={stage.run.recipe}"
+    follow = (
+        f"python src/chat.py run={name}"
+        if stage.method.name != "reward"
+        else f"python src/pipeline.py recipe={stage.run.recipe}"
+    )
     print(f"next     {follow}", flush=True)

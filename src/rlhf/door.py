@@ -25,11 +25,32 @@ def enter(main: Callable[[], Any]) -> None:
     75 preempted and resumable, 130 interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
     if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
-        _leave(ConfigError("--experimental-rerun loads a pickle, which could run anything; use the overrides of .hydra/overrides.yaml"))
+        _leave(
+            ConfigError(
+                "--experimental-rerun loads a pickle, which could run anything; use the overrides of .hydra/overrides.yaml"
+            )
+        )
     try:
         main()
     except BaseException as error:
         _leave(error)
+
+
+def own_arguments(usage: str, keys: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """A plain door's `key=value` arguments, and the rest; `--help` prints the door's docstring."""
+    if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
+        print(usage.strip())
+        sys.exit(0)
+    own, rest = {}, []
+    for argument in sys.argv[1:]:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument!r} is not key=value\n  {usage.strip().splitlines()[2].strip()}")
+        if key in keys:
+            own[key] = value
+        else:
+            rest.append(argument)
+    return own, rest
 
 
 def run_job(cfg: DictConfig) -> None:
@@ -85,7 +106,9 @@ def translate(error: BaseException) -> BaseException:
             "  fix: a smaller hardware.micro_batch_size or dataset.max_length, hardware.gradient_checkpointing=true, or quantization=nf4"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"no space left on the disk of {error.filename or 'the run folder'}\n  fix: free some, or run.root=<another disk>")
+        return ResourceError(
+            f"no space left on the disk of {error.filename or 'the run folder'}\n  fix: free some, or run.root=<another disk>"
+        )
     return error
 
 
@@ -98,20 +121,30 @@ def _config_error(error: BaseException) -> ConfigError:
         shown = f"\n  allowed: {', '.join(known)}" if len(", ".join(known)) < 300 else ""
         return ConfigError(f"{group}={option} is not an option{nearest(option or group, known)}{shown}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override!r} can't be read: {str(error).splitlines()[-1]}\n  write key=value or group=option; quote what has spaces or brackets")
+        return ConfigError(
+            f"{error.override!r} can't be read: {str(error).splitlines()[-1]}\n  write key=value or group=option; quote what has spaces or brackets"
+        )
     if isinstance(cause, MissingMandatoryValue):
-        return ConfigError(f"{getattr(cause, 'full_key', '')} has no value\n  fix: set it on the command line or in the recipe")
+        return ConfigError(
+            f"{getattr(cause, 'full_key', '')} has no value\n  fix: set it on the command line or in the recipe"
+        )
     key = getattr(cause, "full_key", None) or ""
     message = str(cause).splitlines()[0] if str(cause) else str(error)
     override = re.search(r"Could not override '([^']+)'", str(error))
     file = re.search(r"In '([^']+)'", str(error))
     place = f" (in {file[1]}.yaml)" if file else ""
-    if "is not in struct" in message or "not in '" in message or (override and "No match in the defaults list" not in str(error)):
+    if (
+        "is not in struct" in message
+        or "not in '" in message
+        or (override and "No match in the defaults list" not in str(error))
+    ):
         known = _siblings(getattr(cause, "parent_node", None))
         name = key.rpartition(".")[2] or (override[1] if override else "")
         return ConfigError(f"{override[1] if override else key} is not a key{place}{nearest(name, known)}")
     if override:
-        return ConfigError(f"{override[1]} is not a group{nearest(override[1], GROUPS)}\n  groups: {', '.join(GROUPS)}, recipes")
+        return ConfigError(
+            f"{override[1]} is not a group{nearest(override[1], GROUPS)}\n  groups: {', '.join(GROUPS)}, recipes"
+        )
     return ConfigError(f"{key or 'configuration'}: {message}{place}")
 
 

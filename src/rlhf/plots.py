@@ -27,7 +27,9 @@ def curves(path: Path) -> list[Path]:
             if points:
                 found[title] = points
         if found:
-            written.append(draw(path / name, found, x="optimizer steps" if "objective" not in series[0][0] else "updates", y=label))
+            written.append(
+                draw(path / name, found, x="optimizer steps" if "objective" not in series[0][0] else "updates", y=label)
+            )
     return written
 
 
@@ -54,3 +56,20 @@ def _pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def intervals(file: Path, rates: dict[str, tuple[float, float, float]]) -> Path:
+    """Win rates with their 95% intervals, and the line at one half."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5, 1.2 + 0.5 * len(rates)), dpi=120, layout="constrained")
+    for row, (rate, low, high) in enumerate(rates.values()):
+        axes.errorbar(rate, row, xerr=[[rate - low], [high - rate]], fmt="o", color="black", capsize=4)
+    axes.axvline(0.5, linestyle="--", color="gray", label="no difference")
+    axes.set_yticks(range(len(rates)), list(rates))
+    axes.set_ylim(-0.5, len(rates) - 0.5)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("win rate against SFT, 95% interval")
+    axes.legend(loc="upper left", fontsize=8)
+    figure.savefig(file)
+    plt.close(figure)
+    return file

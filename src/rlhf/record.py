@@ -132,7 +132,9 @@ class Record:
         hydra = self.path / ".hydra"
         hydra.mkdir(exist_ok=True)
         if cfg is not None:
-            (hydra / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(_redacted(OmegaConf.to_container(cfg)))))
+            (hydra / "config.yaml").write_text(
+                OmegaConf.to_yaml(OmegaConf.create(_redacted(OmegaConf.to_container(cfg))))
+            )
         (hydra / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create([_redact(o) for o in overrides])))
 
     def write(self, name: str, content: Any) -> None:
@@ -178,7 +180,10 @@ def lineage(stage: Stage) -> list[dict[str, str]]:
             chain |= {entry["id"]: entry for entry in run.get("lineage", [])}
             chain[run["id"]] = {"stage": f"{run['recipe']}/{run['stage']}", "id": run["id"]}
         elif path is not None:
-            chain[path] = {"stage": path, "id": str(stage.model.revision or "newest") if path == stage.model.path else "external"}
+            chain[path] = {
+                "stage": path,
+                "id": str(stage.model.revision or "newest") if path == stage.model.path else "external",
+            }
     return list(chain.values())
 
 

@@ -74,7 +74,9 @@ def quiet() -> None:
 def _fits(stage: Stage, rows: int) -> None:
     """A batch needs as many rows; PPO would wait for them forever (TRL 1.12), the others would make no step."""
     if rows < stage.batch_size:
-        raise DataError(f"dataset: {rows} rows are left to train on, less than batch_size={stage.batch_size}\n  fix: batch_size={rows} or less")
+        raise DataError(
+            f"dataset: {rows} rows are left to train on, less than batch_size={stage.batch_size}\n  fix: batch_size={rows} or less"
+        )
 
 
 def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:

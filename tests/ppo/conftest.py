@@ -28,6 +28,10 @@ from rlhf.ppo.shared import plain_4bit_kernels, shared_roles
 VOCABULARY = 96
 
 
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1, **options)
+
+
 @dataclass
 class Workshop:
     """Where the tiny base, its adapters and its tokenizer lie."""
@@ -41,11 +45,16 @@ class Workshop:
         options: dict[str, Any] = {"dtype": dtype}
         if quantized:
             options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
             )
         model = AutoModelForCausalLM.from_pretrained(self.base, **options)
         plain_4bit_kernels(model)
         return model
+
+    lora = staticmethod(lora)
 
     def load_reward(self, path: Path | None = None) -> Any:
         torch.manual_seed(3)
@@ -53,10 +62,6 @@ class Workshop:
 
     def roles(self, quantized: bool = False, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
         return shared_roles(self.load(quantized, dtype), self.tokenizer, self.sft, self.reward, **options)
-
-
-def lora(**options: Any) -> LoraConfig:
-    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1, **options)
 
 
 def shake(model: Any, seed: int) -> None:
@@ -114,7 +119,9 @@ def prompts() -> Dataset:
 def make_trainer(workshop: Workshop, prompts: Dataset, tmp_path: Path):
     from rlhf.ppo.trainer import PPOConfig, PPOTrainer
 
-    def make(roles: Any = None, *, dataset: Any = None, eval_dataset: Any = None, callbacks: Any = None, **options: Any):
+    def make(
+        roles: Any = None, *, dataset: Any = None, eval_dataset: Any = None, callbacks: Any = None, **options: Any
+    ):
         roles = roles or workshop.roles()
         defaults: dict[str, Any] = {
             "output_dir": str(tmp_path / "run"),

@@ -8,9 +8,8 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 
-from rlhf.ppo.batches import lay_out
+from rlhf.ppo.batches import lay_out, reply_mask
 from rlhf.ppo.passes import Forward, collect
-from rlhf.ppo.batches import reply_mask
 from rlhf.ppo.roles import switch_adapter
 from rlhf.ppo.scoring import RoleScorer
 from rlhf.ppo.shared import shared_roles
@@ -88,7 +87,12 @@ def test_reward_role_scores_as_the_saved_classifier(workshop, quantized):
     assert torch.allclose(ours, torch.stack(theirs), atol=2.0 if quantized else 1e-5)
     if not quantized:
         values = collect(
-            forward(), roles.policy, roles.reference, roles.value, lay_out(PROMPTS, REPLIES, 2, 0, CPU), reply_mask(REPLIES, CPU)
+            forward(),
+            roles.policy,
+            roles.reference,
+            roles.value,
+            lay_out(PROMPTS, REPLIES, 2, 0, CPU),
+            reply_mask(REPLIES, CPU),
         ).values
         assert roles.value.head.linear.weight.equal(roles.reward.head.linear.weight)
         with torch.no_grad():
@@ -121,10 +125,13 @@ def test_roles_are_fp32_without_dropout_on_a_bf16_base(workshop):
 
 
 def test_fresh_policy_starts_at_the_base(workshop):
-    from conftest import lora
-
     roles = shared_roles(
-        workshop.load(), workshop.tokenizer, None, workshop.reward, lora(task_type="CAUSAL_LM"), value_head="zero"
+        workshop.load(),
+        workshop.tokenizer,
+        None,
+        workshop.reward,
+        workshop.lora(task_type="CAUSAL_LM"),
+        value_head="zero",
     )
     ids = torch.tensor([[1, 5, 6]])
     with torch.no_grad(), roles.policy.active():

@@ -34,7 +34,12 @@ def test_greedy_equals_generate(workshop, roles):
     ours = reply(roles, temperature=0.0, eos_ids=())
     with roles.policy.active():
         theirs = roles.policy.model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=None, suppress_tokens=[0]
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=None,
+            suppress_tokens=[0],
         )
     assert ours.tokens == theirs[:, ids.shape[1] :].tolist()
     assert ours.ended == [False] * 4
@@ -60,12 +65,21 @@ def test_replies_do_not_depend_on_their_chunk(roles):
 def test_sampling_follows_the_distribution():
     logits = torch.log(torch.tensor([0.1, 0.6, 0.3])).expand(20_000, 3).clone()
     logits[:, 0] = -1e30
-    chosen = choose(logits, torch.rand(20_000, generator=stream(0, "t", 0), dtype=torch.float64))
+    chosen, logprobs = choose(logits, torch.rand(20_000, generator=stream(0, "t", 0), dtype=torch.float64))
     share = torch.bincount(chosen, minlength=3) / 20_000
     assert share[0] == 0
     assert share[1:].tolist() == pytest.approx([2 / 3, 1 / 3], abs=0.02)
-    edge = choose(torch.tensor([[0.0, -1e30]]), torch.tensor([1.0], dtype=torch.float64))
+    assert torch.allclose(logprobs.exp(), torch.where(chosen == 1, 2 / 3, 1 / 3))
+    edge, _ = choose(torch.tensor([[0.0, -1e30]]), torch.tensor([1.0], dtype=torch.float64))
     assert edge.tolist() == [0]
+
+
+def test_two_levels_of_sampling_equal_one():
+    logits = torch.randn(500, 999, generator=stream(0, "logits", 0)) * 3
+    uniforms = torch.rand(500, generator=stream(0, "u", 0), dtype=torch.float64)
+    chosen, _ = choose(logits, uniforms, block=64)
+    plain = torch.searchsorted(torch.softmax(logits.double(), -1).cumsum(-1), uniforms.unsqueeze(-1)).squeeze(-1)
+    assert (chosen == plain).float().mean() > 0.99
 
 
 def test_pad_is_never_sampled_and_has_no_probability(roles, workshop):
@@ -157,9 +171,15 @@ REFUSED = {
 def test_what_cannot_work_is_refused(workshop, make_trainer, message, monkeypatch):
     options, tokens = REFUSED[message]
     for name, value in tokens.items():
-        monkeypatch.setattr(workshop, "tokenizer", type(workshop.tokenizer)(
-            tokenizer_object=workshop.tokenizer.backend_tokenizer, eos_token="</s>", **({name: value} if value else {})
-        ))
+        monkeypatch.setattr(
+            workshop,
+            "tokenizer",
+            type(workshop.tokenizer)(
+                tokenizer_object=workshop.tokenizer.backend_tokenizer,
+                eos_token="</s>",
+                **({name: value} if value else {}),
+            ),
+        )
     with pytest.raises(ValueError, match=message):
         make_trainer(workshop.roles() if not tokens else roles_without_check(workshop), **options)
 

@@ -1,7 +1,8 @@
-"""Where stock TRL is right, ours is equal: fp32, whole models, replies of fixed length, one minibatch, no clipping of gradients.
+"""Where stock TRL is right, ours is equal: fp32, whole models, replies of fixed length, one minibatch, no clipping of
+gradients.
 
-Stock's rollout is replaced by the same replies that ours gets, since the two draw random numbers differently; and ours does not
-suppress pad here, since stock does not.
+Stock's rollout is replaced by the same replies that ours gets, since the two draw random numbers differently; and ours
+does not suppress pad here, since stock does not.
 """
 
 import copy
@@ -93,8 +94,8 @@ def test_five_updates_equal_those_of_stock(workshop, tmp_path, monkeypatch, whit
     stock.train()
 
     ours, policy, value = build(PPOTrainer, PPOConfig, eos_token_ids=[])
-    ours.forward = Forward(TEMPERATURE, (), 7, ours.autocast)
-    ours.sample = lambda prompts, update: Replies(
+    ours.loop.forward = Forward(TEMPERATURE, (), 7, ours.autocast)
+    ours.loop.sample = lambda prompts, update: Replies(
         [reply_to(p, update) for p in prompts], [[0.0] * REPLY for _ in prompts], [False] * len(prompts)
     )
     ours.train()

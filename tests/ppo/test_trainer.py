@@ -28,7 +28,10 @@ def timeless(trainer):
 
 def fingerprints(peft):
     """A hash of every parameter, by name."""
-    return {n: hashlib.sha256(p.detach().view(torch.uint8).numpy().tobytes()).hexdigest() for n, p in peft.named_parameters()}
+    return {
+        n: hashlib.sha256(p.detach().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for n, p in peft.named_parameters()
+    }
 
 
 def weights(trainer):
@@ -67,7 +70,10 @@ def test_first_step_invariants_of_full_models(workshop, make_trainer):
 def test_only_policy_and_value_change(workshop, make_trainer):
     roles = workshop.roles(quantized=True)
     flags = {n: p.requires_grad for n, p in roles.peft.named_parameters()}
-    before, heads = fingerprints(roles.peft), (roles.reward.head.linear.weight.clone(), roles.value.head.linear.weight.clone())
+    before, heads = (
+        fingerprints(roles.peft),
+        (roles.reward.head.linear.weight.clone(), roles.value.head.linear.weight.clone()),
+    )
     trainer = make_trainer(roles, activation_checkpointing=True)
     trainer.train()
     changed = {n for n, digest in fingerprints(roles.peft).items() if digest != before[n]}
@@ -103,7 +109,9 @@ def test_resume_continues_bit_for_bit(workshop, make_trainer, tmp_path, kind):
     def build(folder, **options):
         roles = workshop.roles() if kind == "adapters" else full_models(workshop)
         common = {"kl_target": 1.0, "kl_horizon": 100, "reward_normalization": "running", "warmup_steps": 2}
-        return make_trainer(roles, output_dir=str(tmp_path / folder), save_steps=2, save_strategy="steps", **common, **options)
+        return make_trainer(
+            roles, output_dir=str(tmp_path / folder), save_steps=2, save_strategy="steps", **common, **options
+        )
 
     whole = build("whole")
     whole.train()
@@ -115,7 +123,7 @@ def test_resume_continues_bit_for_bit(workshop, make_trainer, tmp_path, kind):
     assert result.global_step == 4
     assert timeless(again) == timeless(whole)
     assert same(weights(again), weights(whole))
-    assert again.kl_controller == whole.kl_controller and again.moments == whole.moments
+    assert again.loop.kl_controller == whole.loop.kl_controller and again.loop.moments == whole.loop.moments
 
 
 class StopAt(TrainerCallback):
@@ -179,7 +187,7 @@ def test_generation_config_stays_and_does_not_matter(workshop, make_trainer, tmp
     config.repetition_penalty, config.eos_token_id = 1.3, [2, 3]
     before = config.to_dict()
     trainer = make_trainer(roles, max_steps=1)
-    assert trainer.eos_ids == (2, 3)
+    assert trainer.loop.eos_ids == (2, 3)
     trainer.train()
     assert roles.policy.model.generation_config.to_dict() == before
     assert history(trainer, "policy/ratio_max_first") == [1.0]
@@ -189,7 +197,7 @@ def test_generation_config_stays_and_does_not_matter(workshop, make_trainer, tmp
 class Spoil(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1:
-            self.trainer.scorer = lambda prompts, replies, rows: torch.full((len(prompts),), float("nan"))
+            self.trainer.loop.scorer = lambda prompts, replies, rows: torch.full((len(prompts),), float("nan"))
 
 
 def test_nan_reward_stops_before_the_step(make_trainer):

@@ -4,6 +4,7 @@ Roles a dataset may map: `messages`; `prompt`, `completion`; `prompt`, `chosen`,
 dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties); `text`.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ def check_columns(dataset: Dataset, row: Row) -> None:
     """Every mapped column must be in the first row; says what was expected and what was found."""
     for role, column in dataset.columns.items():
         if role not in ROLES:
-            raise DataError(f"dataset.columns.{role} is not a role{nearest(role, ROLES)}\n  allowed: {', '.join(ROLES)}")
+            raise DataError(
+                f"dataset.columns.{role} is not a role{nearest(role, ROLES)}\n  allowed: {', '.join(ROLES)}"
+            )
         if column not in row.values:
             raise DataError(
                 f"dataset.columns.{role}={column} is not a column of {row.where.rpartition(':')[0]}"
@@ -70,10 +73,15 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
         yield from _ranking(dataset, row)
         return
     if not {"chosen", "rejected"} <= set(columns):
-        raise DataError(_lacks(dataset, "reward and dpo", "chosen and rejected (with or without prompt), or prompt and ranking"))
+        raise DataError(
+            _lacks(dataset, "reward and dpo", "chosen and rejected (with or without prompt), or prompt and ranking")
+        )
     prompt, chosen, rejected = _split_pair(dataset, row)
     if chosen == rejected:
-        raise BadRow("chosen equals rejected", f"{columns['chosen']} and {columns['rejected']} are the same reply: {_short(chosen)}")
+        raise BadRow(
+            "chosen equals rejected",
+            f"{columns['chosen']} and {columns['rejected']} are the same reply: {_short(chosen)}",
+        )
     yield Pair(prompt, chosen, rejected)
 
 
@@ -96,7 +104,9 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
     asked = _checked(dataset, _messages(dataset, row.values[columns["prompt"]], columns["prompt"]), last="user")
     replies = row.values[columns["ranking"]]
     if not isinstance(replies, list) or len(replies) < 2:
-        raise BadRow("not a ranking", f"{columns['ranking']} must be a list of at least two replies, found {_short(replies)}")
+        raise BadRow(
+            "not a ranking", f"{columns['ranking']} must be a list of at least two replies, found {_short(replies)}"
+        )
     ranks = row.values[columns["ranks"]] if "ranks" in columns else list(range(len(replies)))
     truth = row.values[columns["truth"]] if "truth" in columns else None
     for name, values in (("ranks", ranks), ("truth", truth)):
@@ -105,14 +115,19 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
             or len(values) != len(replies)
             or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         ):
-            raise BadRow("not a ranking", f"{columns.get(name, name)} must hold {len(replies)} numbers, found {_short(values)}")
+            raise BadRow(
+                "not a ranking", f"{columns.get(name, name)} must hold {len(replies)} numbers, found {_short(values)}"
+            )
     messages = [_reply(dataset, reply, columns["ranking"]) for reply in replies]
     for first, second in combinations(range(len(replies)), 2):
         if ranks[first] == ranks[second]:
             continue
         best, worst = (first, second) if ranks[first] < ranks[second] else (second, first)
         if messages[best] == messages[worst]:
-            raise BadRow("chosen equals rejected", f"{columns['ranking']} has the same reply at two ranks: {_short(replies[best])}")
+            raise BadRow(
+                "chosen equals rejected",
+                f"{columns['ranking']} has the same reply at two ranks: {_short(replies[best])}",
+            )
         margin = None if truth is None else truth[best] - truth[worst]
         yield Pair(asked, messages[best], messages[worst], margin)
 
@@ -139,17 +154,17 @@ def _messages(dataset: Dataset, value: Any, column: str) -> Messages:
     if isinstance(value, str) and dataset.format == "transcript":
         return _transcript(dataset, value, column)
     if isinstance(value, str) and value.lstrip().startswith("[{"):  # messages in a CSV cell
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             value = json.loads(value)
-        except json.JSONDecodeError:
-            pass
     if isinstance(value, str):
         return [{"role": "user", "content": _text(value, column)}]
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise BadRow("not messages", f"{column} must be a text or a list of messages, found {_short(value)}")
     for turn in value:
         if not isinstance(turn.get("content"), str) or not isinstance(turn.get("role"), str):
-            raise BadRow("not messages", f"{column}: a message needs a role and a content, both text, found {_short(turn)}")
+            raise BadRow(
+                "not messages", f"{column}: a message needs a role and a content, both text, found {_short(turn)}"
+            )
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
@@ -175,7 +190,9 @@ def _transcript(dataset: Dataset, value: str, column: str) -> Messages:
     while rest.strip():
         role = next((role for role, marker in markers.items() if rest.lstrip().startswith(marker.strip())), None)
         if role is None:
-            raise BadRow("not a transcript", f"{column} must start with one of {list(markers.values())}, found {_short(rest)}")
+            raise BadRow(
+                "not a transcript", f"{column} must start with one of {list(markers.values())}, found {_short(rest)}"
+            )
         body = rest.lstrip()[len(markers[role].strip()) :]
         ends = [at for marker in markers.values() if (at := body.find(marker.rstrip())) >= 0]
         messages.append({"role": role, "content": body[: min(ends, default=len(body))].strip()})

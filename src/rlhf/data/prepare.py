@@ -46,7 +46,9 @@ class Ledger:
 
     def report(self) -> dict[str, Any]:
         lengths = sorted(self.lengths)
-        quantile = {f"p{q}": lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (50, 95, 100)} if lengths else {}
+        quantile = (
+            {f"p{q}": lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (50, 95, 100)} if lengths else {}
+        )
         return {
             "read": self.read,
             "kept": self.kept,
@@ -87,19 +89,23 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
             ledgers[role] = Ledger()
             columns = _collect(_tokens(stage, split, renderer, tokenize, ledgers[role]))
             if not ledgers[role].kept:
-                reasons = ", ".join(f"{n} {reason}" for reason, n in ledgers[role].dropped.items()) or "the split is empty"
+                reasons = (
+                    ", ".join(f"{n} {reason}" for reason, n in ledgers[role].dropped.items()) or "the split is empty"
+                )
                 raise DataError(
                     f"dataset.splits.{role}={split}: none of {ledgers[role].read} rows is left ({reasons})\n"
                     f"  fix: dataset.max_length={stage.dataset.max_length} may be too small, or the columns are the wrong ones"
                 )
-            built[role] = _arrow(_wrapped(columns, stage.dataset.max_length) if stage.dataset.long_rows == "wrap" else columns)
+            built[role] = _arrow(columns)
     test: list[dict[str, Any]] = []
     if splits.test is not None and stage.evaluation.prompts and stage.method.name != "reward":
         ledgers["test"] = Ledger()
         test = list(_tokens(stage, splits.test, asking, _prompts, ledgers["test"], limit=stage.evaluation.prompts))
     train = built["train"]
     assert train is not None
-    return Prepared(train, built["eval"], test, {k: v.report() for k, v in ledgers.items()}, _show(stage, renderer, train))
+    return Prepared(
+        train, built["eval"], test, {k: v.report() for k, v in ledgers.items()}, _show(stage, renderer, train)
+    )
 
 
 def _tokens(
@@ -122,14 +128,16 @@ def _tokens(
                 yield tokens
         except BadRow as bad:
             if dataset.bad_rows == "error":
-                raise DataError(f"{row.where}: {bad}\n  fix: mend the row, or dataset.bad_rows=drop to leave such rows out") from bad
+                raise DataError(
+                    f"{row.where}: {bad}\n  fix: mend the row, or dataset.bad_rows=drop to leave such rows out"
+                ) from bad
             ledger.drop(bad.reason, row.where)
 
 
 def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
     ids, mask = renderer.encode(contract.dialogue(stage.dataset, row))
     most = stage.dataset.max_length
-    if len(ids) > most and stage.dataset.long_rows != "wrap":
+    if len(ids) > most:
         if _too_long(stage.dataset, row, ledger, len(ids)):
             return
         ledger.truncated += 1
@@ -142,7 +150,6 @@ def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) 
 
 def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
     """The same pairs under the same length rule for the reward model and for DPO; a pair is never cut."""
-    before = sum(1 for _ in ()) if "ranking" not in stage.dataset.columns else len(row.values[stage.dataset.columns["ranking"]])
     found = 0
     for pair in contract.pairs(stage.dataset, row):
         found += 1
@@ -158,7 +165,9 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
             if pair.true_margin is not None:
                 tokens["true_margin"] = float(pair.true_margin)
             yield tokens, longest
-    ledger.ties += max(0, before * (before - 1) // 2 - found)
+    if "ranking" in stage.dataset.columns:
+        count = len(row.values[stage.dataset.columns["ranking"]])
+        ledger.ties += count * (count - 1) // 2 - found
 
 
 def _prompts(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
@@ -192,16 +201,6 @@ def _collect(rows: Iterator[Tokens]) -> dict[str, list[Any]]:
     return columns
 
 
-def _wrapped(columns: dict[str, list[Any]], length: int) -> dict[str, list[Any]]:
-    """All rows as one stream, cut every `length` tokens: nothing is lost, nothing is padded.
-
-    Done here because TRL 1.12's packing_strategy=wrapped repeats the first thousand rows in place of all others
-    (trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins).
-    """
-    streams = {name: [token for row in rows for token in row] for name, rows in columns.items()}
-    return {name: [stream[i : i + length] for i in range(0, len(stream), length)] for name, stream in streams.items()}
-
-
 def _arrow(columns: dict[str, list[Any]]) -> "datasets.Dataset":
     import datasets
 
@@ -217,7 +216,7 @@ def _show(stage: Stage, renderer: Renderer, train: "datasets.Dataset") -> str:
         ids, mask = row["input_ids"], [int(label != -100) for label in row["labels"]]
     else:
         ids, mask = row["prompt_ids"] + row["chosen_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["chosen_ids"])
-    whole = len(ids) < stage.dataset.max_length and stage.dataset.long_rows != "wrap"
+    whole = len(ids) < stage.dataset.max_length
     if whole and (ids[-1] != renderer.tokenizer.eos_token_id or not mask[-1]):
         raise DataError(f"the first row does not end in a learned EOS token: {renderer.show(ids, mask)[-200:]}")
     return renderer.show(ids, mask)

@@ -136,7 +136,9 @@ def _jsonl(file: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 raise DataError(f"{file}:{number}: not JSON: {error.msg} at column {error.colno}") from error
             if not isinstance(values, dict):
-                raise DataError(f"{file}:{number}: expected an object with named columns, found {type(values).__name__}")
+                raise DataError(
+                    f"{file}:{number}: expected an object with named columns, found {type(values).__name__}"
+                )
             yield Row(f"{file}:{number}", values)
 
 
@@ -145,7 +147,9 @@ def _csv(file: Path) -> Iterator[Row]:
         reader = csv.DictReader(lines)
         for values in reader:
             if None in values or None in values.values():
-                raise DataError(f"{file}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns, as in the first line")
+                raise DataError(
+                    f"{file}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns, as in the first line"
+                )
             yield Row(f"{file}:{reader.line_num}", dict(values))
 
 

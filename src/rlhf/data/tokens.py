@@ -74,7 +74,7 @@ class Renderer:
             if bool(bit) != learned:
                 text, learned = text + ("«" if learned else "»"), bool(bit)
             if token is not None:
-                text += self.tokenizer.decode([token])
+                text += str(self.tokenizer.decode([token]))
         return text
 
     def _text(self, messages: Messages, reply_follows: bool = False) -> str:

@@ -12,7 +12,9 @@ def annotator(name: str | None) -> ModuleType | None:
     if name is None:
         return None
     if name not in KNOWN:
-        raise ConfigError(f"dataset.annotator={name} is not known{nearest(name, KNOWN)}\n  allowed: null, {', '.join(KNOWN)}")
+        raise ConfigError(
+            f"dataset.annotator={name} is not known{nearest(name, KNOWN)}\n  allowed: null, {', '.join(KNOWN)}"
+        )
     from rlhf.support import annotator as support
 
     return {"support": support}[name]

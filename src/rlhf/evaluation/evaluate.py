@@ -83,7 +83,12 @@ def answer(
         chunk_size=stage.evaluation.batch_size,
     )
     return [
-        {"reply": tokenizer.decode(ids, skip_special_tokens=True).strip(), "ids": ids, "length": len(ids), "ended": ended}
+        {
+            "reply": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            "ids": ids,
+            "length": len(ids),
+            "ended": ended,
+        }
         for ids, ended in zip(replies.tokens, replies.ended, strict=True)
     ]
 
@@ -110,5 +115,7 @@ def last_losses(path: Path) -> dict[str, float]:
     file = path / "metrics.jsonl"
     for line in file.read_text().splitlines() if file.exists() else []:
         entry = json.loads(line)
-        found |= {name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry}
+        found |= {
+            name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry
+        }
     return found

@@ -19,7 +19,11 @@ DEFINITIONS = {
 
 def distinct(replies: Sequence[str], n: int = 2) -> float:
     """Different n-grams of words over all n-grams (Li et al. 2016, arXiv:1510.03055); 0 when there are none."""
-    grams = [tuple(words[i : i + n]) for words in (reply.lower().split() for reply in replies) for i in range(len(words) - n + 1)]
+    grams = [
+        tuple(words[i : i + n])
+        for words in (reply.lower().split() for reply in replies)
+        for i in range(len(words) - n + 1)
+    ]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -6,7 +6,7 @@ sampled. It starts at ln 2, since policy and reference are the same. Rafailov et
 
 from typing import Any
 
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from rlhf.args import training_arguments
 from rlhf.config import Stage

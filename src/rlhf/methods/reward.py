@@ -6,7 +6,7 @@ rewards are learned, so a small pull of the mean to zero fixes the level. Ouyang
 
 from typing import Any
 
-from trl import RewardTrainer
+from trl.trainer.reward_trainer import RewardTrainer
 
 from rlhf.args import training_arguments
 from rlhf.config import Stage

@@ -6,7 +6,7 @@ scored. With text instead of dialogues (pretraining) every token is. Ouyang et a
 
 from typing import Any
 
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf.args import training_arguments
 from rlhf.config import Stage

@@ -65,8 +65,11 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
                 f"model.path={source} can't be loaded: {reason}\n"
                 "  fix: check the name, `hf auth login` for a gated model, or model.path=<local folder>"
             ) from error
-    if base.get_input_embeddings().num_embeddings < len(tokenizer):
-        raise ConfigError(f"model.path={source}: {len(tokenizer)} tokens, but embeddings for {base.get_input_embeddings().num_embeddings}")
+    embeddings: Any = base.get_input_embeddings()
+    if embeddings.num_embeddings < len(tokenizer):
+        raise ConfigError(
+            f"model.path={source}: {len(tokenizer)} tokens, but embeddings for {embeddings.num_embeddings}"
+        )
     plain_4bit_kernels(base)
     base.config.pad_token_id = tokenizer.pad_token_id
     base.config.use_cache = False
@@ -86,7 +89,10 @@ def _local_gpu() -> int:
 def _settle_generation(config: Any, tokenizer: Any) -> None:
     """Saved models must stop where they were taught to, and padding must not be among the tokens that stop them."""
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stops = [tokenizer.eos_token_id, *(s for s in stops if s not in (None, tokenizer.eos_token_id, tokenizer.pad_token_id))]
+    stops = [
+        tokenizer.eos_token_id,
+        *(s for s in stops if s not in (None, tokenizer.eos_token_id, tokenizer.pad_token_id)),
+    ]
     config.eos_token_id = stops if len(stops) > 1 else stops[0]
     config.pad_token_id = tokenizer.pad_token_id
 
@@ -122,7 +128,7 @@ def with_adapter(stage: Stage, base: Any, start: str | None, task: str) -> Any:
 
     lora = lora_config(stage, task)
     if start is not None:
-        stored = LoraConfig.from_pretrained(start)
+        stored: Any = LoraConfig.from_pretrained(start)
         for key in ("r", "lora_alpha"):
             if getattr(stored, key) != getattr(lora, key):
                 raise ConfigError(
@@ -150,11 +156,17 @@ def load_lora(model: Any, folder: Path, adapter: str = "default") -> None:
     from safetensors.torch import load_file
 
     stored = load_file(str(folder / "adapter_model.safetensors"))
-    own = {name.replace(f".{adapter}.", "."): p for name, p in model.named_parameters() if ".lora_" in name and f".{adapter}." in name}
+    own = {
+        name.replace(f".{adapter}.", "."): p
+        for name, p in model.named_parameters()
+        if ".lora_" in name and f".{adapter}." in name
+    }
     given = {key: value for key, value in stored.items() if ".lora_" in key}
     if own.keys() != given.keys() or any(own[key].shape != given[key].shape for key in own):
         odd = sorted(own.keys() ^ given.keys())[:2] or [key for key in own if own[key].shape != given[key].shape][:2]
-        raise ConfigError(f"{folder} holds an adapter for another model: {', '.join(odd)} do not fit\n  fix: train that stage again")
+        raise ConfigError(
+            f"{folder} holds an adapter for another model: {', '.join(odd)} do not fit\n  fix: train that stage again"
+        )
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(given[key])

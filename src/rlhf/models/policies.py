@@ -2,16 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rlhf.config import Stage
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf import record
+from rlhf.config import Stage, to_stage
+from rlhf.errors import ConfigError, nearest
 from rlhf.models.load import load_base, load_lora
 from rlhf.ppo.roles import Role, disable_dropout
 from rlhf.ppo.scoring import RoleScorer
 from rlhf.ppo.shared import load_adapter, read_adapter_config
 
 
-def load_roles(stage: Stage, tokenizer: Any, folders: Mapping[str, Path | None], reward: Path | None = None) -> dict[str, Role]:
+def load_roles(
+    stage: Stage, tokenizer: Any, folders: Mapping[str, Path | None], reward: Path | None = None
+) -> dict[str, Role]:
     """Roles by name from the folders that stages left; None stands for the bare base. `reward` adds a role of that name.
 
     Adapters share one base; with adapter=none each folder is a model of its own.
@@ -21,9 +27,11 @@ def load_roles(stage: Stage, tokenizer: Any, folders: Mapping[str, Path | None],
         for name, folder in folders.items():
             roles[name] = Role(name, load_base(stage, tokenizer, path=str(folder) if folder else None).eval())
         if reward is not None:
-            from rlhf.ppo.roles import scalar_role
+            from rlhf.ppo.assembly import scalar_role
 
-            roles["reward"] = scalar_role("reward", load_base(stage, tokenizer, path=str(reward), reward=True).eval(), trained=False)
+            roles["reward"] = scalar_role(
+                "reward", load_base(stage, tokenizer, path=str(reward), reward=True).eval(), trained=False
+            )
         return roles
     from peft import PeftModelForCausalLM
 
@@ -59,3 +67,33 @@ def load_roles(stage: Stage, tokenizer: Any, folders: Mapping[str, Path | None],
 def scorer(stage: Stage, tokenizer: Any, role: Role) -> RoleScorer:
     """The score of `prompt ids + reply ids` under a reward role, as PPO computes it."""
     return RoleScorer(role, tokenizer.pad_token_id, stage.evaluation.batch_size)
+
+
+def finished_stage(folder: Path) -> Stage:
+    """The configuration of a run that left weights.
+
+    Raises:
+        ConfigError: there is no such run, it has not finished, or it trained a reward model, which does not talk.
+    """
+    run = record.read_run(folder)
+    if not run:
+        runs = sorted(
+            path.parent.relative_to(folder.parent.parent).as_posix()
+            for path in folder.parent.parent.glob("*/*/run.json")
+        )
+        raise ConfigError(
+            f"{folder} is not a run{nearest(f'{folder.parent.name}/{folder.name}', runs)}\n"
+            f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
+        )
+    if run.get("status") != "finished":
+        raise ConfigError(
+            f"{folder} has not finished (status: {run.get('status')})\n  fix: start it again with its command: {' '.join(run['command'])}"
+        )
+    stage = to_stage(
+        cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), OmegaConf.load(folder / "config.yaml")))
+    )
+    if stage.method.name == "reward":
+        raise ConfigError(
+            f"{folder} is a reward model: it scores replies and writes none\n  fix: a run of sft, dpo or ppo"
+        )
+    return stage

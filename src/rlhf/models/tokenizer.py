@@ -51,7 +51,9 @@ def renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
 
 def prompt_renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
     """The same for prompts that a policy answers: pretraining on bare text does not take the chat template away."""
-    bare = stage.model.chat_template == "plain" or (stage.dataset.format == "plain" and "text" not in stage.dataset.columns)
+    bare = stage.model.chat_template == "plain" or (
+        stage.dataset.format == "plain" and "text" not in stage.dataset.columns
+    )
     return Renderer(tokenizer, plain=bare)
 
 
@@ -63,12 +65,20 @@ def _settle(tokenizer: "PreTrainedTokenizerBase", model: Model) -> None:
     for key, token in (("eos_token", model.eos_token), ("pad_token", model.pad_token)):
         if token is not None:
             if token not in vocabulary:
-                raise ConfigError(f"model.{key}={token} is not in the vocabulary of {model.path}{nearest(token, vocabulary)}")
+                raise ConfigError(
+                    f"model.{key}={token} is not in the vocabulary of {model.path}{nearest(token, vocabulary)}"
+                )
             setattr(tokenizer, key, token)
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"model.eos_token=null, and the tokenizer of {model.path} has none\n  fix: model.eos_token=<its end token>")
+        raise ConfigError(
+            f"model.eos_token=null, and the tokenizer of {model.path} has none\n  fix: model.eos_token=<its end token>"
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        spare = [t for t in ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>") if t in vocabulary]
+        spare = [
+            t
+            for t in ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>")
+            if t in vocabulary
+        ]
         is_now = "has none" if tokenizer.pad_token_id is None else f"equals the EOS token {tokenizer.eos_token}"
         raise ConfigError(
             f"model.pad_token={model.pad_token}: the padding token of {model.path} {is_now}, so replies would never learn to end\n"

@@ -1,8 +1,9 @@
 """Micro-batches of prompts with replies, laid out once an update and used by every pass of it.
 
-Old, reference and new log-probabilities of a row are computed next to the same neighbours with the same padding, so a ratio
-that should be 1 is 1 to the last bit; in bf16, changing the neighbours alone moves 8% of the tokens by more than 10% (TRL#6789).
-Rows are sorted by length, which leaves little to pad. Minibatches are drawn by shuffling whole micro-batches.
+Old, reference and new log-probabilities of a row are computed next to the same neighbours with the same padding, so a
+ratio that should be 1 is 1 to the last bit; in bf16, changing the neighbours alone moves 8% of the tokens by more than
+10% (TRL#6789). Rows are sorted by length, which leaves little to pad. Minibatches are drawn by shuffling whole
+micro-batches.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from torch import Tensor
 class MicroBatch:
     """`b` sequences, prompt and reply in one piece, padded on the right to the longest of them.
 
-    Reply tokens are addressed as a flat list of `N`: `row` within the micro-batch, `state` the position whose hidden state
-    predicts the token, `target` the token itself, (`batch_row`, `step`) its place in the `[B, R]` tensors of the rollout.
+    Reply tokens are addressed as a flat list of `N`: `row` within the micro-batch, `state` the position whose hidden
+    state predicts the token, `target` the token itself, (`batch_row`, `step`) its place in the `[B, R]` tensors of the
+    rollout.
     """
 
     ids: Tensor

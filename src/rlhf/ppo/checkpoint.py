@@ -25,8 +25,8 @@ HEAD_KEY = "base_model.model.score.weight"
 def write_complete(folder: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a hidden sibling of `folder`, makes it durable, and renames it to `folder` last.
 
-    Killed at any moment, `folder` is what it was before or what it should be: the marker with all file sizes is written after
-    everything else has reached the disk, and the rename is atomic.
+    Killed at any moment, `folder` is what it was before or what it should be: the marker with all file sizes is written
+    after everything else has reached the disk, and the rename is atomic.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (folder.parent / f".{kind}-{folder.name}" for kind in ("partial", "old"))
@@ -91,7 +91,7 @@ def save_role(role: Role, folder: Path) -> None:
         return
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(role.peft, adapter_name=role.adapter, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
     config = copy.deepcopy(role.peft.peft_config[role.adapter])
     config.inference_mode = True
     if role.head is not None:
@@ -118,7 +118,7 @@ def load_role(role: Role, folder: Path) -> None:
     else:
         from peft import get_peft_model_state_dict
 
-        names = get_peft_model_state_dict(role.peft, adapter_name=role.adapter, save_embedding_layers=False)
+        names = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
         parameters = {p.data_ptr(): p for p in role.peft.parameters()}
         own = {name: parameters[tensor.data_ptr()] for name, tensor in names.items()}
         if role.head is not None:
@@ -155,7 +155,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def save_random_states(folder: Path) -> None:
-    """The global generators. The loop draws from none of them (`rollout.stream`), but reward functions and callbacks may."""
+    """The global generators. The loop draws from none of them (`rollout.stream`), but reward functions and callbacks
+    may.
+    """
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}

@@ -32,8 +32,8 @@ def evaluate_policy(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and one sample a prompt; `forward` has the temperature at which the KL is measured.
 
-    `sampling` is what `sample_replies` takes. Scores are the scorer's own, without penalties, so that runs with different
-    penalties can be compared.
+    `sampling` is what `sample_replies` takes. Scores are the scorer's own, without penalties, so that runs with
+    different penalties can be compared.
     """
     prompts = [prompt_of(row) for row in rows]
     with forward.autocast():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class KLController:
     """Proportional control of the KL coefficient in log space (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
 
-    With e = clip(kl / target - 1, -0.2, 0.2) the coefficient is multiplied by 1 + e * episodes / horizon after every batch.
-    Without a target it stays as it is. `kl` is nats a reply, the mean over the batch.
+    With e = clip(kl / target - 1, -0.2, 0.2) the coefficient is multiplied by 1 + e * episodes / horizon after every
+    batch. Without a target it stays as it is. `kl` is nats a reply, the mean over the batch.
     """
 
     coefficient: float

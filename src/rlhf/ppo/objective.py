@@ -1,8 +1,8 @@
 """The two clipped PPO losses, as sums over tokens so that the caller normalizes by the minibatch's own token count.
 
-A mean of micro-batch means would weigh a token by its neighbours' lengths (the gradient-accumulation bug); sums divided once
-do not, so 1 x 4 and 4 x 1 rows give the same gradient. Formulas: arXiv:1707.06347, equation 7; value clipping from the
-OpenAI baselines (arXiv:1909.08593's code).
+A mean of micro-batch means would weigh a token by its neighbours' lengths (the gradient-accumulation bug); sums divided
+once do not, so 1 x 4 and 4 x 1 rows give the same gradient. Formulas: arXiv:1707.06347, equation 7; value clipping from
+the OpenAI baselines (arXiv:1909.08593's code).
 """
 
 from dataclasses import dataclass

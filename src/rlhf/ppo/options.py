@@ -20,7 +20,8 @@ class PPOOptions:
     value_learning_rate: float | None = option(None, "Learning rate of the value; None: that of the policy.")
     value_warmup_updates: int = option(0, "Updates at the start that train the value alone, with the policy frozen.")
     eos_token_ids: list[int] | None = list_option(
-        "Ids that end a reply. None: those of stop_token, else of the tokenizer and the model's generation config; []: every "
+        "Ids that end a reply. None: those of stop_token, else of the tokenizer and the model's generation config; "
+        "[]: every "
         "reply runs to response_length."
     )
     missing_eos_mode: Literal["replace", "subtract"] = option(
@@ -51,11 +52,12 @@ class PPOOptions:
 
 
 class NonFinite(FloatingPointError):
-    """A reward, loss or gradient that is NaN or infinite; raised before the optimizer step, so weights are still good."""
+    """A reward, loss or gradient that is NaN or infinite; raised before the step, while the weights are good."""
 
     def __init__(self, metric: str, value: float, update: int) -> None:
         super().__init__(
-            f"{metric} is {value} in update {update}; stopped before the optimizer step. The last checkpoint is untouched: "
+            f"{metric} is {value} in update {update}; stopped before the optimizer step. The last checkpoint is "
+            "untouched: "
             "resume from it with a lower learning_rate or a reward_clip"
         )
         self.metric, self.value, self.update = metric, value, update

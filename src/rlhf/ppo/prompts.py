@@ -26,8 +26,10 @@ def check_prompts(dataset: Any, name: str, *, response_length: int, context: int
             raise ValueError(f"{name} row {i}: the prompt is empty; drop it or give it at least a BOS token")
         if context is not None and len(ids) + response_length > context:
             raise ValueError(
-                f"{name} row {i}: a prompt of {len(ids)} tokens and response_length = {response_length} exceed the model's "
-                f"context of {context}; shorten the prompt to {context - response_length} tokens or lower response_length"
+                f"{name} row {i}: a prompt of {len(ids)} tokens and response_length = {response_length} exceed the "
+                "model's "
+                f"context of {context}; shorten the prompt to {context - response_length} tokens or lower "
+                "response_length"
             )
         if max(ids) >= vocabulary or min(ids) < 0:
             raise ValueError(f"{name} row {i}: token id {max(ids)} is outside the model's vocabulary of {vocabulary}")
@@ -35,7 +37,8 @@ def check_prompts(dataset: Any, name: str, *, response_length: int, context: int
 
 @dataclass(frozen=True)
 class PromptOrder:
-    """Which rows update `u` (from 1) trains on: each pass over the data is a new permutation, a ragged rest is left out.
+    """Which rows update `u` (from 1) trains on: each pass over the data is a new permutation, a ragged rest is left
+    out.
 
     A function of the seed and the update, so the position in the prompts needs no state to be resumed.
     """
@@ -47,7 +50,8 @@ class PromptOrder:
     def __post_init__(self) -> None:
         if self.rows < self.batch_size:
             raise ValueError(
-                f"train_dataset has {self.rows} prompts, fewer than one batch of {self.batch_size}; add prompts or lower "
+                f"train_dataset has {self.rows} prompts, fewer than one batch of {self.batch_size}; add prompts or "
+                "lower "
                 "per_device_train_batch_size * gradient_accumulation_steps"
             )
 

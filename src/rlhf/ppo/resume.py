@@ -15,7 +15,7 @@ STATE = "ppo_state.json"
 
 
 def fingerprint(trainer: Any) -> dict[str, Any]:
-    """What must be the same for a resumed run to continue the old one; prompts and random numbers are functions of it."""
+    """What must be the same for a run to continue; prompts and random numbers are functions of it."""
     args = trainer.args
     return {
         "prompts": trainer.prompts.rows,
@@ -35,15 +35,15 @@ def write_state(trainer: Any, folder: Path) -> None:
         "fingerprint": fingerprint(trainer),
         "update": trainer.state.global_step,
         "schedule": schedule,
-        "kl_controller": asdict(trainer.kl_controller),
-        "moments": asdict(trainer.moments),
+        "kl_controller": asdict(trainer.loop.kl_controller),
+        "moments": asdict(trainer.loop.moments),
     }
     (folder / STATE).write_text(json.dumps(state, indent=1))
     trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
 def find(resume_from: bool | str | Path, output_dir: Path) -> Path:
-    """The checkpoint to continue from: the newest complete one, or the one named. Raises ValueError if there is none."""
+    """The newest complete checkpoint, or the one named; raises ValueError if there is none."""
     if resume_from is True:
         found = checkpoint.checkpoints(output_dir)
         if not found:
@@ -72,8 +72,8 @@ def restore(trainer: Any, folder: Path) -> None:
     checkpoint.load_optimizer(trainer.optimizer, folder)
     trainer.lr_scheduler.load_state_dict({**trainer.lr_scheduler.state_dict(), **stored["schedule"]})
     kl_controller = {**stored["kl_controller"], "target": trainer.args.kl_target, "horizon": trainer.args.kl_horizon}
-    trainer.kl_controller = KLController(**kl_controller)
-    trainer.moments = RunningMoments(**stored["moments"])
+    trainer.loop.kl_controller = KLController(**kl_controller)
+    trainer.loop.moments = RunningMoments(**stored["moments"])
     trainer.state = type(trainer.state).load_from_json(str(folder / TRAINER_STATE_NAME))
     checkpoint.load_random_states(folder)
 

@@ -38,8 +38,8 @@ class ScalarHead(nn.Module):
 class Role:
     """One of `policy`, `reference`, `reward`, `value`: a backbone, the adapter to switch on, and a head.
 
-    `model` is the Hugging Face model that holds the backbone (with LoRA layers already injected, if any); `peft` and `adapter`
-    say which adapter is this role's; `head` is the scalar head of reward and value.
+    `model` is the Hugging Face model that holds the backbone (with LoRA layers already injected, if any); `peft` and
+    `adapter` say which adapter is this role's; `head` is the scalar head of reward and value.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Role:
     ) -> Tensor:
         """Last hidden states `[B, T, H]` of `[B, T]` ids in the dtype the backbone computes in; nothing else is kept.
 
-        Without a mask the attention is causal and every row starts at position 0: right-padded batches need no more, since no
-        real token looks to its right.
+        Without a mask the attention is causal and every row starts at position 0: right-padded batches need no more,
+        since no real token looks to its right.
         """
         return self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
@@ -138,15 +138,17 @@ class Role:
 
     @torch.no_grad()
     def check_lm_head(self) -> None:
-        """Refuses a model whose logits are more than its LM head of its last hidden state (scaled logits and the like)."""
+        """Refuses a model whose logits are more than its LM head of its last hidden state, such as scaled ones."""
         ids = torch.arange(1, 5, device=self.device).unsqueeze(0)
         with self.active():
             ours = self.logits_of(1.0, ())(self.hidden(ids)[0])
             theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             raise ValueError(
-                f"model {type(self.model).__name__}: its logits are not its LM head of its last hidden state (they differ by "
-                f"{float((ours - theirs).abs().max()):.3g}), so log-probabilities of reply tokens cannot be computed in "
+                f"model {type(self.model).__name__}: its logits are not its LM head of its last hidden state (they "
+                "differ by "
+                f"{float((ours - theirs).abs().max()):.3g}), so log-probabilities of reply tokens cannot be computed "
+                "in "
                 "chunks; use an architecture whose head is a plain linear layer, with or without a soft cap"
             )
 
@@ -154,8 +156,8 @@ class Role:
 def switch_adapter(peft: Any, adapter: str | None) -> None:
     """Activates one adapter and leaves every `requires_grad` as it was.
 
-    PEFT's `set_adapter` makes what it activates trainable and freezes the rest (peft#2759): the reference would start to
-    learn, and the policy's gradients would vanish.
+    PEFT's `set_adapter` makes what it activates trainable and freezes the rest (peft#2759): the reference would start
+    to learn, and the policy's gradients would vanish.
     """
     flags = [(p, p.requires_grad) for p in peft.parameters()]
     peft.set_adapter(adapter)
@@ -172,53 +174,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def scalar_role(name: str, model: Any, trained: bool) -> Role:
-    """A reward or value role from a sequence classifier, plain or under PEFT."""
-    peft, base = _unwrap(model)
-    score = getattr(base, "score", None)
-    if score is None:
-        raise ValueError(
-            f"{name} model {type(base).__name__} has no `score` head; load it with AutoModelForSequenceClassification"
-        )
-    if peft is not None and hasattr(score, "modules_to_save"):
-        score = score.modules_to_save[peft.active_adapter]
-    if score.out_features != 1:
-        raise ValueError(
-            f"{name} model has {score.out_features} labels and none is chosen; load it with num_labels=1, or pass a function "
-            "that picks the label as a scorer"
-        )
-    adapter = peft.active_adapter if peft is not None else None
-    return Role(name, base, peft=peft, adapter=adapter, head=ScalarHead(score), trained=trained)
-
-
-def policy_roles(model: Any, reference: Any = None, peft_config: Any = None) -> tuple[Role, Role]:
-    """Policy and reference from what stock TRL users hand over.
-
-    A PEFT policy without a reference gets a frozen copy of its own adapter as the reference: the point where training starts,
-    and not the base below it (TRL#1340, TRL#3194). A plain model without one is copied whole.
-    """
-    import copy
-
-    from peft import PeftModel, get_peft_model
-
-    if peft_config is not None:
-        if isinstance(model, PeftModel):
-            raise ValueError("model is a PeftModel already, peft_config would wrap it twice; give one of the two")
-        model = get_peft_model(model, peft_config)
-    peft, base = _unwrap(model)
-    adapter = peft.active_adapter if peft is not None else None
-    policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
-    if reference is not None:
-        reference_peft, reference_base = _unwrap(reference)
-        reference_adapter = reference_peft.active_adapter if reference_peft is not None else None
-        return policy, Role("reference", reference_base, peft=reference_peft, adapter=reference_adapter)
-    if peft is None:
-        frozen = copy.deepcopy(base).requires_grad_(False)
-        return policy, Role("reference", frozen)
-    copy_adapter(peft, adapter, "reference")
-    return policy, Role("reference", base, peft=peft, adapter="reference")
 
 
 def copy_adapter(peft: Any, source: str | None, target: str) -> None:
@@ -245,9 +200,3 @@ def copy_config(config: Any) -> Any:
     config.lora_dropout = 0.0
     config.init_lora_weights = True
     return config
-
-
-def _unwrap(model: Any) -> tuple[Any, Any]:
-    from peft import PeftModel
-
-    return (model, model.get_base_model()) if isinstance(model, PeftModel) else (None, model)

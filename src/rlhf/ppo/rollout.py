@@ -1,25 +1,26 @@
 """Sampling of replies: a batch of prompts goes in, a batch of replies with real lengths comes out.
 
-An own decoding loop rather than `generate`: no generation config is read, changed or saved (TRL#2358, tf#42762), no scores are
-kept, several EOS ids end a reply, pad cannot be sampled, and rows that have ended leave the batch and its cache.
+An own decoding loop rather than `generate`: no generation config is read, changed or saved (TRL#2358, tf#42762), no
+scores are kept, several EOS ids end a reply, pad cannot be sampled, and rows that have ended leave the batch and its
+cache.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf.ppo.cache import decoding_cache
 from rlhf.ppo.roles import Role
 
 
 def stream(seed: int, purpose: str, update: int) -> torch.Generator:
     """A generator of its own for each purpose and update, on the CPU.
 
-    Derived rather than carried along: a resumed run draws what the unbroken one draws without restoring any state, and what a
-    reward function does to the global generators changes nothing.
+    Derived rather than carried along: a resumed run draws what the unbroken one draws without restoring any state, and
+    what a reward function does to the global generators changes nothing.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{update}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
@@ -29,8 +30,8 @@ def stream(seed: int, purpose: str, update: int) -> torch.Generator:
 class Replies:
     """What was sampled for `B` prompts, in the order of the prompts.
 
-    `tokens[i]` ends with its EOS id if `ended[i]`; `logprobs[i]` are those of the decoding passes, kept only to measure how far
-    decoding is from the training forward.
+    `tokens[i]` ends with its EOS id if `ended[i]`; `logprobs[i]` are those of the decoding passes, kept only to measure
+    how far decoding is from the training forward.
     """
 
     tokens: list[list[int]]
@@ -46,17 +47,36 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     return ids, mask
 
 
-def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes each row's uniform number: `[B, V]`, `[B]` -> `[B]`.
+def choose(logits: Tensor, uniforms: Tensor | None, block: int = 256) -> tuple[Tensor, Tensor]:
+    """Token and log-probability of each row: `[B, V]` fp32 logits, `[B]` uniform numbers (None: greedy) -> two `[B]`.
 
-    One number a row instead of one a vocabulary entry; a uniform number below 0 takes the most likely token.
+    The token at which the cumulative probability passes the uniform number: one random number a row, not one a
+    vocabulary entry. Looked up in two levels, first among sums of `block` entries, then within the block.
     """
-    cumulative = torch.softmax(logits, dim=-1).cumsum(-1, dtype=torch.float64)
-    position = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
-    # rounding can push the last uniform past the last entry; a suppressed entry there must not be taken
-    best = logits.argmax(-1)
-    position = torch.where(position < logits.shape[-1], position, best)
-    return torch.where(uniforms < 0, best, position)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    if uniforms is None:
+        chosen = logits.argmax(-1)
+        return chosen, logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    rows = torch.arange(len(logits), device=logits.device)
+    blocks = torch.nn.functional.pad(logprobs.exp(), (0, -logits.shape[-1] % block)).unflatten(-1, (-1, block))
+    sums = blocks.sum(-1, dtype=torch.float64)
+    outer, rest = _pass(sums, uniforms * sums.sum(-1))
+    inner, _ = _pass(blocks[rows, outer].double(), rest)
+    chosen = outer * block + inner
+    return chosen, logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+def _pass(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry with weight whose cumulative sum passes the threshold, and what of the threshold lies in it.
+
+    Rounding can put the threshold at or past the total; the last entry with weight is then the one.
+    """
+    cumulative = weights.cumsum(-1)
+    index = (cumulative <= threshold.unsqueeze(-1)).sum(-1)
+    last = weights.shape[-1] - 1 - (weights > 0).int().flip(-1).argmax(-1)
+    index = torch.minimum(index, last)
+    before = (cumulative - weights).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return index, (threshold - before).clamp(min=0)
 
 
 @torch.no_grad()
@@ -69,9 +89,9 @@ def sample_chunk(
     eos_ids: Sequence[int],
     pad_id: int,
 ) -> Replies:
-    """Decodes one chunk of prompts with a cache; `uniforms` is `[B, max_new_tokens]`, so every row has its own randomness."""
-    from transformers import DynamicCache
-
+    """Decodes one chunk of prompts with a cache; `uniforms` is `[B, max_new_tokens]`, so every row has its own
+    randomness.
+    """
     device = policy.device
     head = policy.logits_of(temperature or 1.0, (pad_id,))
     ids, mask = left_pad(prompts, pad_id, device)
@@ -82,15 +102,19 @@ def sample_chunk(
     tokens, logprobs = torch.full((count, limit), pad_id, device=device), torch.zeros(count, limit, device=device)
     lengths, ended = torch.full((count,), limit, device=device), torch.zeros(count, dtype=torch.bool, device=device)
     alive = torch.arange(count, device=device)
-    cache: Any = DynamicCache(config=policy.model.config)
+    cache = decoding_cache(policy.model.config, limit)
+    padded = bool((mask == 0).any())  # without padding the attention needs no mask, and is faster
     for step in range(limit):
         output = policy.backbone(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=ids,
+            attention_mask=mask if padded else None,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
         logits = head(output.last_hidden_state[:, -1])
-        chosen = choose(logits, uniforms[alive, step])
+        chosen, logprobs[alive, step] = choose(logits, uniforms[alive, step] if temperature else None)
         tokens[alive, step] = chosen
-        logprobs[alive, step] = torch.log_softmax(logits, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
         stopped = torch.isin(chosen, stops)
         ended[alive] = stopped
         lengths[alive[stopped]] = step + 1
@@ -123,11 +147,11 @@ def sample_replies(
 ) -> Replies:
     """Samples one reply a prompt, in chunks of prompts of similar length.
 
-    The random numbers are drawn for all rows beforehand, so a reply does not depend on which rows share its chunk (up to the
-    rounding of the forward pass). Temperature 0 is greedy.
+    The random numbers are drawn for all rows beforehand, so a reply does not depend on which rows share its chunk (up
+    to the rounding of the forward pass). Temperature 0 is greedy.
     """
     shape = (len(prompts), max_new_tokens)
-    uniforms = torch.rand(shape, generator=generator, dtype=torch.float64) if temperature else -torch.ones(shape)
+    uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]

@@ -13,41 +13,40 @@ from rlhf.ppo.roles import Role
 def check_args(args: Any, tokenizer: Any) -> None:
     """Raises one ValueError with every problem of the arguments and the tokenizer."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    checkpointing = args.activation_checkpointing_kwargs or {}
-    problems = {
-        "processing_class has no pad token; add one with tokenizer.add_special_tokens({'pad_token': '<pad>'})": pad
-        is None,
-        f"pad token and EOS are the same id {eos}, so a reply could not be told from padding; add a pad token of its own": (
-            pad is not None and pad == eos
-        ),
-        "stop_token and stop_token_id are both set; keep one": args.stop_token is not None
-        and args.stop_token_id is not None,
-        f"stop_token = {args.stop_token!r} is not allowed (eos, null)": args.stop_token not in (None, "eos"),
-        f"kl_estimator = {args.kl_estimator!r}: k3 in the reward has a biased gradient (arXiv:2512.21852); use k1, k3 is "
-        "logged as objective/kl_k3": args.kl_estimator != "k1",
-        "fp16 = true needs loss scaling, which this trainer does not have; use bf16": bool(args.fp16),
-        f"temperature = {args.temperature} must be above 0": args.temperature <= 0,
-        f"response_length = {args.response_length} must be at least 1": args.response_length < 1,
-        f"missing_eos_penalty = {args.missing_eos_penalty} must not be negative: the score becomes its negative": (
-            args.missing_eos_penalty is not None and args.missing_eos_penalty < 0
-        ),
-        f"missing_eos_mode = {args.missing_eos_mode!r} is not allowed (replace, subtract)": (
-            args.missing_eos_mode not in ("replace", "subtract")
-        ),
-        f"reward_normalization = {args.reward_normalization!r} is not allowed (fixed, running)": (
-            args.reward_normalization not in ("fixed", "running")
-        ),
-        f"reward_scale = {args.reward_scale} must be above 0": args.reward_scale <= 0,
-        f"kl_target = {args.kl_target} must be above 0": args.kl_target is not None and args.kl_target <= 0,
-        "activation_checkpointing_kwargs.use_reentrant = true gives adapters on a frozen base no gradient; use false": (
-            bool(checkpointing.get("use_reentrant"))
-        ),
-        "WORLD_SIZE is above 1: this trainer runs on one device; start one process": int(
-            os.environ.get("WORLD_SIZE", 1)
-        )
-        > 1,
+    choices = {
+        "stop_token": (None, "eos"),
+        "missing_eos_mode": ("replace", "subtract"),
+        "reward_normalization": ("fixed", "running"),
     }
-    found = [text for text, wrong in problems.items() if wrong]
+    found = [
+        f"{name} = {getattr(args, name)!r} is not allowed ({', '.join(str(c) for c in allowed)})"
+        for name, allowed in choices.items()
+        if getattr(args, name) not in allowed
+    ]
+    positive = {name: getattr(args, name) for name in ("temperature", "response_length", "reward_scale", "kl_target")}
+    found += [
+        f"{name} = {value} must be above 0" for name, value in positive.items() if value is not None and value <= 0
+    ]
+    if pad is None:
+        found.append("processing_class has no pad token; add_special_tokens({'pad_token': '<pad>'}) gives it one")
+    elif pad == eos:
+        found.append(f"pad token and EOS are the same id {eos}, so a reply ends where padding starts; add a pad token")
+    if args.stop_token is not None and args.stop_token_id is not None:
+        found.append("stop_token and stop_token_id are both set; keep one")
+    if args.kl_estimator != "k1":
+        found.append(
+            f"kl_estimator = {args.kl_estimator!r}: k3 in the reward has a biased gradient (arXiv:2512.21852); use "
+            "k1; k3 is "
+            "logged as objective/kl_k3"
+        )
+    if args.fp16:
+        found.append("fp16 = true needs loss scaling, which this trainer does not have; use bf16")
+    if args.missing_eos_penalty is not None and args.missing_eos_penalty < 0:
+        found.append(f"missing_eos_penalty = {args.missing_eos_penalty} must not be negative: it is subtracted")
+    if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        found.append("activation_checkpointing_kwargs.use_reentrant = true gives adapters no gradient; use false")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        found.append("WORLD_SIZE is above 1: this trainer runs on one device; start one process")
     if found:
         raise ValueError("; ".join(found))
 

@@ -15,14 +15,18 @@ Ids = Sequence[Sequence[int]]
 
 
 class Scorer(Protocol):
-    """Anything that scores replies: token ids of `B` prompts and replies (EOS included) and their dataset rows -> fp32 `[B]`."""
+    """Anything that scores replies: token ids of `B` prompts and replies (EOS included) and their dataset rows -> fp32
+    `[B]`.
+    """
 
     def __call__(self, prompts: Ids, replies: Ids, rows: Sequence[dict[str, Any]]) -> Tensor: ...
 
 
 @dataclass
 class RoleScorer:
-    """The reward role: its head on the hidden state of the reply's last token, the ids exactly as the policy wrote them."""
+    """The reward role: its head on the hidden state of the reply's last token, the ids exactly as the policy wrote
+    them.
+    """
 
     role: Role
     pad_id: int
@@ -61,7 +65,9 @@ class FunctionScorer:
 
 @dataclass
 class Combined:
-    """Several scorers as one: their mean, their minimum, or mean - `spread_weight` * standard deviation (arXiv:2310.02743)."""
+    """Several scorers as one: their mean, their minimum, or mean - `spread_weight` * standard deviation
+    (arXiv:2310.02743).
+    """
 
     scorers: Sequence[Scorer]
     how: str = "mean"
@@ -110,10 +116,12 @@ def shape_scores(
     missing_eos_penalty: float | None,
     replace: bool,
 ) -> Tensor:
-    """(score - center) / scale, clipped to +-clip; a reply without EOS then gets `-missing_eos_penalty` instead, or less of it.
+    """(score - center) / scale, clipped to +-clip; a reply without EOS then gets `-missing_eos_penalty` instead, or
+    less of it.
 
-    Replacing is the "EOS trick" of Ziegler et al. and of arXiv:2403.17031 (detail 23): the score of a text that stops in the
-    middle means nothing. `replace=False` subtracts, as stock TRL does. `[B]` -> `[B]`, the scores given are left alone.
+    Replacing is the "EOS trick" of Ziegler et al. and of arXiv:2403.17031 (detail 23): the score of a text that stops
+    in the middle means nothing. `replace=False` subtracts, as stock TRL does. `[B]` -> `[B]`, the scores given are left
+    alone.
     """
     shaped = (scores - center) / scale
     if clip is not None:

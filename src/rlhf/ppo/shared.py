@@ -38,9 +38,10 @@ def shared_roles(
 ) -> Roles:
     """Puts the four adapters on `base`, a causal LM, quantized or not.
 
-    `policy_start` is the adapter folder that SFT left (None: a fresh LoRA from the config `lora`); the reference is a frozen
-    copy of it. `reward_start` is the adapter folder of the reward model, whose `score` head is read from the same file; the
-    value starts as a trainable copy of both, or with `value_head="zero"` with a head of zeros, as in the code of Ziegler et al.
+    `policy_start` is the adapter folder that SFT left (None: a fresh LoRA from the config `lora`); the reference is a
+    frozen copy of it. `reward_start` is the adapter folder of the reward model, whose `score` head is read from the
+    same file; the value starts as a trainable copy of both, or with `value_head="zero"` with a head of zeros, as in the
+    code of Ziegler et al.
 
     Raises ValueError when a folder does not fit: another base, tokenizer, shape or target module, or no head.
     """
@@ -66,12 +67,14 @@ def shared_roles(
     hidden_size = base.config.get_text_config().hidden_size
     if head is None:
         raise ValueError(
-            f"reward_start = {reward_start}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward model (or "
+            f"reward_start = {reward_start}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward "
+            "model (or "
             "its head was not saved); train one with task_type=SEQ_CLS, which saves the head"
         )
     if tuple(head.shape) != (1, hidden_size):
         raise ValueError(
-            f"reward_start = {reward_start}: the `score` head has shape {tuple(head.shape)}, wanted (1, {hidden_size}): one "
+            f"reward_start = {reward_start}: the `score` head has shape {tuple(head.shape)}, wanted (1, "
+            f"{hidden_size}): one "
             "label on this base"
         )
     copy_adapter(peft, "reward", "value")
@@ -118,7 +121,8 @@ def read_adapter_config(folder: Path, base: Any, key: str) -> Any:
     config: Any = LoraConfig.from_pretrained(str(folder))
     if str(config.init_lora_weights).lower().startswith(("pissa", "olora", "corda", "loftq")):
         raise ValueError(
-            f"{key} = {folder}: init_lora_weights = {config.init_lora_weights!r} changed the base it was trained on, so it cannot "
+            f"{key} = {folder}: init_lora_weights = {config.init_lora_weights!r} changed the base it was trained on, "
+            "so it cannot "
             "share one; train with init_lora_weights=true"
         )
     extra = set(config.modules_to_save or ()) - HEAD_MODULES
@@ -131,7 +135,9 @@ def read_adapter_config(folder: Path, base: Any, key: str) -> Any:
 
 
 def load_adapter(peft: Any, adapter: str, folder: Path) -> Tensor | None:
-    """Fills an adapter from `adapter_model.safetensors`, every key or none, and returns the `score` weight if there is one."""
+    """Fills an adapter from `adapter_model.safetensors`, every key or none, and returns the `score` weight if there is
+    one.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -142,13 +148,16 @@ def load_adapter(peft: Any, adapter: str, folder: Path) -> Tensor | None:
     missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or extra:
         raise ValueError(
-            f"{folder}: {WEIGHTS} does not fit this base: {len(missing)} tensors are missing (first: {missing[:1]}) and "
-            f"{len(extra)} have no place (first: {extra[:1]}); it was trained with other target modules or on another base"
+            f"{folder}: {WEIGHTS} does not fit this base: {len(missing)} tensors are missing (first: {missing[:1]}) "
+            "and "
+            f"{len(extra)} have no place (first: {extra[:1]}); it was trained with other target modules or on another "
+            "base"
         )
     for key, tensor in stored.items():
         if tensor.shape != wanted[key].shape:
             raise ValueError(
-                f"{folder}: {key} has shape {tuple(tensor.shape)}, this base needs {tuple(wanted[key].shape)}; it was trained "
+                f"{folder}: {key} has shape {tuple(tensor.shape)}, this base needs {tuple(wanted[key].shape)}; it was "
+                "trained "
                 "on another base"
             )
     set_peft_model_state_dict(peft, stored, adapter_name=adapter)
@@ -174,9 +183,9 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
 def plain_4bit_kernels(base: torch.nn.Module) -> None:
     """Keeps bitsandbytes from repacking 4-bit weights in place for its CPU kernel.
 
-    In eval mode on CPUs with avx512_bf16, Linear4bit rewrites its weights into another layout with bf16 scales, and back when
-    saved: the base then computes other numbers in scoring than in training, and the ratio is not 1.
+    In eval mode on CPUs with avx512_bf16, Linear4bit rewrites its weights into another layout with bf16 scales, and
+    back when saved: the base then computes other numbers in scoring than in training, and the ratio is not 1.
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
+            vars(module)["support_avx512bf16_for_cpu"] = False

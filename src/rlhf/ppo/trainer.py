@@ -1,8 +1,9 @@
 """PPO for language models: TRL's PPOTrainer from the outside, our own loop inside.
 
-One update: sample replies (`rollout`), score them (`scoring`), take old and reference log-probabilities and values in the
-micro-batches of training (`passes`), turn them into advantages (`advantages`), and make `num_ppo_epochs * num_mini_batches`
-optimizer steps (`update`). The only module that imports `trl.experimental`, which TRL 1.13 no longer has.
+One update: sample replies (`rollout`), score them (`scoring`), take old and reference log-probabilities and values in
+the micro-batches of training (`passes`), turn them into advantages (`advantages`), and make `num_ppo_epochs *
+num_mini_batches` optimizer steps (`update`). The only module that imports `trl.experimental`, which TRL 1.13 no longer
+has.
 """
 
 import os
@@ -17,44 +18,42 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, ExportableState, PrinterCallback, TrainerControl
 from transformers.trainer_utils import TrainOutput
 from trl.experimental import ppo as trl_ppo
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
-from rlhf.ppo import report, resume, schedule
-from rlhf.ppo.advantages import generalized_advantages, kl_estimates, token_rewards, whiten
-from rlhf.ppo.batches import lay_out, reply_mask
+from rlhf.ppo import resume, schedule
+from rlhf.ppo.assembly import assemble
 from rlhf.ppo.checkpoint import PREFIX, rotate, save_role, write_complete
 from rlhf.ppo.evaluation import evaluate_policy, write_samples
 from rlhf.ppo.kl import KLController
+from rlhf.ppo.loop import Loop
 from rlhf.ppo.metrics import checked
 from rlhf.ppo.options import PPOOptions
-from rlhf.ppo.passes import Forward, collect
-from rlhf.ppo.prompts import PromptOrder, check_prompts, prompt_of
-from rlhf.ppo.roles import Role, disable_dropout, policy_roles, scalar_role
-from rlhf.ppo.rollout import Replies, sample_replies, stream
-from rlhf.ppo.scoring import RoleScorer, RunningMoments, Scorer, shape_scores
-from rlhf.ppo.update import Rules, optimize, require_finite
+from rlhf.ppo.passes import Forward
+from rlhf.ppo.prompts import PromptOrder, check_prompts
+from rlhf.ppo.roles import Role
+from rlhf.ppo.rollout import stream
+from rlhf.ppo.scoring import RoleScorer
 
 
 @dataclass
 class PPOConfig(PPOOptions, trl_ppo.PPOConfig):
     """TRL's PPOConfig with our options.
 
-    Kept from TRL: one batch is per_device_train_batch_size * gradient_accumulation_steps prompts, and num_mini_batches splits
-    it, here into real optimizer steps. `num_sample_generations` is not used: evaluation runs on `eval_strategy`.
+    Kept from TRL: one batch is per_device_train_batch_size * gradient_accumulation_steps prompts, and num_mini_batches
+    splits it, here into real optimizer steps. `num_sample_generations` is not used: evaluation runs on `eval_strategy`.
     """
 
 
 class PPOTrainer(trl_ppo.PPOTrainer):
     """A drop-in for TRL's PPOTrainer; each of the models may also be a `Role`, and the reward any `Scorer`.
 
-    Construction checks everything that can be checked without a step. What TRL does and this does not: several processes,
-    DeepSpeed, fp16 (needs loss scaling; use bf16).
+    Construction checks everything that can be checked without a step. What TRL does and this does not: several
+    processes, DeepSpeed, fp16 (needs loss scaling; use bf16).
     """
 
     def __init__(
@@ -79,18 +78,41 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.micro_batch_size = schedule.set_batch_sizes(args, len(train_dataset))
         self.prompts = PromptOrder(len(train_dataset), args.batch_size, args.seed)
         self.accelerator = Accelerator(cpu=args.use_cpu)
-        self._build_roles(model, ref_model, reward_model, value_model, peft_config)
-        self.eos_ids = schedule.eos_token_ids(args, processing_class, self.policy.model)
+        given = (model, ref_model, reward_model, value_model)
+        self.policy, self.reference, reward, self.value = assemble(*given, peft_config, args.device)
+        scorer = (
+            RoleScorer(reward, self.pad_id, self.micro_batch_size, self.autocast)
+            if isinstance(reward, Role)
+            else reward
+        )
+        # what callbacks, the model card and integrations see
+        self.model = self.policy_model = self.policy.peft or self.policy.model
+        self.ref_model, self.reward_model, self.value_model = self.reference.model, reward_model, self.value.model
+        self.is_peft_model = self.policy.peft is not None
+        self.model_adapter_name, self.ref_adapter_name = self.policy.adapter, self.reference.adapter
         self.eval_datasets = (
             eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
         )
         self._check_prompts()
-        self.forward = Forward(args.temperature, (self.pad_id,), args.logprob_chunk_size, self.autocast)
-        self.kl_controller = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
-        self.moments = RunningMoments()
         self.optimizer, self.lr_scheduler = optimizers
         self.optimizer_cls_and_kwargs = None
         self.create_optimizer_and_scheduler(args.num_total_batches)
+        self.loop = Loop(
+            args=args,
+            policy=self.policy,
+            reference=self.reference,
+            value=self.value,
+            scorer=scorer,
+            dataset=train_dataset,
+            order=self.prompts,
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            eos_ids=schedule.eos_token_ids(args, processing_class, self.policy.model),
+            pad_id=self.pad_id,
+            micro_batch_size=self.micro_batch_size,
+            forward=Forward(args.temperature, (self.pad_id,), args.logprob_chunk_size, self.autocast),
+            kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
+        )
         self._build_callbacks(callbacks)
         self.hub_model_id, self.hp_search_backend, self.current_flos = None, None, 0
         self.is_deepspeed_enabled = self.is_fsdp_enabled = False
@@ -99,42 +121,6 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         os.makedirs(args.output_dir, exist_ok=True)
 
     # Setting up
-
-    def _build_roles(self, model: Any, ref_model: Any, reward_model: Any, value_model: Any, peft_config: Any) -> None:
-        """Wraps what is not a Role yet, moves plain models to the device, freezes what is not trained."""
-        if model is ref_model or reward_model is value_model:
-            raise ValueError(
-                "model and ref_model, reward_model and value_model: two roles need two objects, one of them trains"
-            )
-        if isinstance(model, Role):
-            self.policy, self.reference = model, ref_model
-        else:
-            self.policy, self.reference = policy_roles(model, ref_model, peft_config)
-        self.value = value_model if isinstance(value_model, Role) else scalar_role("value", value_model, trained=True)
-        if isinstance(reward_model, torch.nn.Module):
-            reward_model = scalar_role("reward", reward_model, trained=False)
-        self.scorer: Scorer = reward_model
-        roles = [self.policy, self.reference, self.value]
-        if isinstance(reward_model, Role):
-            roles.append(reward_model)
-            self.scorer = RoleScorer(reward_model, self.pad_id, self.micro_batch_size, self.autocast)
-        for role in roles:
-            disable_dropout(role.model)
-            role.model.eval()
-            if role.peft is None and not getattr(role.model, "is_quantized", False):
-                role.model.to(self.args.device)
-            if not role.trained:
-                for _, parameter in role.named_parameters():
-                    parameter.requires_grad_(False)
-            elif not role.trainable():
-                raise ValueError(f"{role.name} has no trainable parameter; give it an adapter or unfreeze it")
-        for role in (self.policy, self.reference):
-            role.check_lm_head()
-        # what callbacks, the model card and integrations see
-        self.model = self.policy_model = self.policy.peft or self.policy.model
-        self.ref_model, self.reward_model, self.value_model = self.reference.model, reward_model, self.value.model
-        self.is_peft_model = self.policy.peft is not None
-        self.model_adapter_name, self.ref_adapter_name = self.policy.adapter, self.reference.adapter
 
     def _check_prompts(self) -> None:
         config = self.policy.model.config.get_text_config()
@@ -175,7 +161,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
 
     # Training
 
-    def train(self, resume_from_checkpoint: bool | str | None = None, **_: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: bool | str | None = None, **_: Any) -> Any:
         """Trains for `num_total_batches` updates, from the start or from a complete checkpoint (True: the newest)."""
         args = self.args
         self.state.max_steps, self.state.num_train_epochs = (
@@ -196,7 +182,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
                 if (update - 1) % self.prompts.updates_per_epoch == 0:
                     self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
-                logs = self.update(update)
+                logs = self.loop.update(update)
                 self.state.global_step, self.state.episode = update, self.state.episode + args.batch_size
                 self.state.epoch = self.state.episode / self.prompts.rows
                 logs["episode"] = self.state.episode
@@ -226,7 +212,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """Gradient checkpointing on for the trained models; it acts in train mode only, which only `_optimize` enters."""
+        """Gradient checkpointing for the trained models; it acts in train mode, which only `Loop.optimize` enters."""
         models = {id(role.model): role.model for role in (self.policy, self.value)}.values()
         before = [model.is_activation_checkpointing for model in models]
         try:
@@ -239,112 +225,6 @@ class PPOTrainer(trl_ppo.PPOTrainer):
             for model, was_on in zip(models, before, strict=True):
                 if not was_on:
                     model.activation_checkpointing_disable()
-
-    def sample(self, prompts: list[list[int]], update: int) -> Replies:
-        """The rollout: one reply a prompt from the policy as it is now."""
-        args = self.args
-        with self.autocast():
-            return sample_replies(
-                self.policy,
-                prompts,
-                max_new_tokens=args.response_length,
-                temperature=args.temperature,
-                eos_ids=self.eos_ids,
-                pad_id=self.pad_id,
-                generator=stream(args.seed, "sampling", update),
-                chunk_size=args.local_rollout_forward_batch_size,
-            )
-
-    def update(self, update: int) -> dict[str, float]:
-        """One update, from prompts to changed weights; returns what it measured."""
-        args, device, clock = self.args, self.args.device, [time.time()]
-        lr = {group.get("role", "policy"): group["lr"] for group in self.optimizer.param_groups}
-        rows = [self.train_dataset[i] for i in self.prompts.batch(update)]
-        prompts = [prompt_of(row) for row in rows]
-        replies = self.sample(prompts, update)
-        clock.append(time.time())
-
-        raw = self.scorer(prompts, replies.tokens, rows).float()
-        require_finite(update, reward__mean=raw)
-        scores = self.shape(raw, torch.tensor(replies.ended))
-        mask = reply_mask(replies.tokens, device)
-        batches = lay_out(prompts, replies.tokens, self.micro_batch_size, self.pad_id, device)
-        experience = collect(self.forward, self.policy, self.reference, self.value, batches, mask)
-        k1, k3 = kl_estimates(experience.logprobs, experience.reference_logprobs)
-        kl_coef = self.kl_controller.coefficient
-        rewards = token_rewards(k1, scores.to(device), mask, kl_coef)
-        if args.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
-        advantages, returns = generalized_advantages(rewards, experience.values, mask, args.gamma, args.lam)
-        if args.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        require_finite(update, objective__kl=k1[mask], value__mean=experience.values[mask])
-        clock.append(time.time())
-
-        stats = self._optimize(batches, experience, advantages, returns, update)
-        self.lr_scheduler.step()
-        clock.append(time.time())
-        logs = report.reward_metrics(raw, scores, replies) | report.step_metrics(stats)
-        logs |= report.experience_metrics(experience, k1, k3, returns, kl_coef, replies)
-        self.kl_controller.update(logs["objective/kl"], args.batch_size)
-        logs["objective/rlhf_reward"] = logs["objective/scores"] + logs["objective/non_score_reward"]
-        logs |= {f"time/{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "score", "update"))}
-        logs["time/tokens_per_second"] = float(mask.sum()) / (clock[-1] - clock[0])
-        return logs | {
-            "memory/peak_mb": report.peak_memory_mb(device),
-            "lr": lr["policy"],
-            "lr_value": lr.get("value", lr["policy"]),
-        }
-
-    def shape(self, raw: Tensor, ended: Tensor) -> Tensor:
-        """Scores as they are paid, by the options on centring, scale, clipping and missing EOS."""
-        args = self.args
-        center, scale = args.reward_center, args.reward_scale
-        if args.reward_normalization == "running":
-            self.moments.update(raw)
-            center, scale = self.moments.mean, self.moments.std
-        return shape_scores(
-            raw,
-            ended,
-            center=center,
-            scale=scale,
-            clip=args.reward_clip,
-            missing_eos_penalty=args.missing_eos_penalty,
-            replace=args.missing_eos_mode == "replace",
-        )
-
-    def _optimize(self, batches: Any, experience: Any, advantages: Tensor, returns: Tensor, update: int) -> Any:
-        """The gradient steps, in train mode only for gradient checkpointing: with dropout off nothing else depends on it."""
-        args = self.args
-        rules = Rules(
-            num_ppo_epochs=args.num_ppo_epochs,
-            num_mini_batches=args.num_mini_batches,
-            cliprange=args.cliprange,
-            cliprange_value=args.cliprange_value,
-            vf_coef=args.vf_coef,
-            max_grad_norm=args.max_grad_norm or 0.0,
-            max_update_kl=args.max_update_kl,
-            train_policy=update > args.value_warmup_updates,
-        )
-        for role in (self.policy, self.value):
-            role.model.train(bool(args.activation_checkpointing))
-        try:
-            return optimize(
-                self.forward,
-                self.policy,
-                self.value,
-                self.optimizer,
-                batches,
-                experience,
-                advantages,
-                returns,
-                rules,
-                stream(args.seed, "minibatches", update),
-                update,
-            )
-        finally:
-            for role in (self.policy, self.value):
-                role.model.eval()
 
     # Evaluating and saving
 
@@ -371,13 +251,13 @@ class PPOTrainer(trl_ppo.PPOTrainer):
                 forward,
                 self.policy,
                 self.reference,
-                self.scorer,
+                self.loop.scorer,
                 [dataset[i] for i in range(count)],
                 self.processing_class,
                 batch_size=self.micro_batch_size,
                 max_new_tokens=args.response_length,
                 temperature=args.eval_temperature,
-                eos_ids=self.eos_ids,
+                eos_ids=self.loop.eos_ids,
                 pad_id=self.pad_id,
                 # the same random numbers every time: a difference between two evaluations is the policy's
                 generator=stream(args.seed, "evaluation", 0),
@@ -409,7 +289,10 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(output / f"{PREFIX}{self.state.best_global_step}")
         stateful = [cb for cb in [*self.callback_handler.callbacks, self.control] if isinstance(cb, ExportableState)]
-        self.state.stateful_callbacks = {type(cb).__name__: cb.state() for cb in stateful}
+        states: Any = {type(cb).__name__: cb.state() for cb in stateful}
+        self.state.stateful_callbacks = states
+
+        self.create_model_card(model_name=output.name)
 
         def write(partial: Path) -> None:
             self.save_model(str(partial))

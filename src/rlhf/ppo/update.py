@@ -29,7 +29,9 @@ class Rules:
 
 @dataclass
 class UpdateStats:
-    """What each minibatch reported: per-token means (`policy_backward`, `value_backward`) and gradient norms before clipping."""
+    """What each minibatch reported: per-token means (`policy_backward`, `value_backward`) and gradient norms before
+    clipping.
+    """
 
     policy: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
@@ -55,8 +57,8 @@ def optimize(
 ) -> UpdateStats:
     """`num_ppo_epochs * num_mini_batches` optimizer steps, unless `max_update_kl` is passed before.
 
-    The policy's graph is gone before the value's is built: they share no parameter, so the gradients are the same and only one
-    graph is in memory. Raises NonFinite before a step that would spoil the weights.
+    The policy's graph is gone before the value's is built: they share no parameter, so the gradients are the same and
+    only one graph is in memory. Raises NonFinite before a step that would spoil the weights.
     """
     stats = UpdateStats()
     policy_parameters = [p for _, p in policy.trainable()]
@@ -126,7 +128,9 @@ def value_backward(
     cliprange: float,
     coefficient: float,
 ) -> Tensor:
-    """Accumulates `coefficient` times the value's gradient of one minibatch; returns the means `[2]` of loss and clipped."""
+    """Accumulates `coefficient` times the value's gradient of one minibatch; returns the means `[2]` of loss and
+    clipped.
+    """
     tokens = sum(batch.tokens for batch in minibatch)
     sums = torch.zeros(2, device=old.device)
     with value.active():

@@ -1,0 +1,25 @@
+.PHONY: help install demo test lint
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## Show this help
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+install: .venv/installed ## Create .venv and install requirements.txt
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: install ## Run the recipe `support` through all its stages and print the result table
+	$(BIN)/python src/pipeline.py recipe=support
+
+test: install lint ## Lint, check types and run the tests
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python

@@ -1,0 +1,104 @@
+"""A conversation in the terminal with one finished run, streamed, or with several side by side."""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.contract import Messages
+from rlhf.stage import quiet
+
+
+@dataclass
+class Speaker:
+    """A finished run that answers."""
+
+    name: str
+    role: Any
+    tokenizer: Any
+    renderer: Any
+
+    def answer(self, messages: Messages, temperature: float, limit: int) -> Iterator[str]:
+        """The reply, piece by piece as it is written; ends at EOS or after `limit` tokens."""
+        import torch
+
+        from rlhf.ppo.rollout import choose
+
+        ids = self.renderer.prompt(messages)
+        head = self.role.logits_of(temperature or 1.0, (self.tokenizer.pad_token_id,))
+        written: list[int] = []
+        cache, shown, feed = None, "", torch.tensor([ids], device=self.role.device)
+        with torch.no_grad(), self.role.active():
+            for _ in range(limit):
+                output = self.role.backbone(input_ids=feed, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                uniform = torch.rand(1, dtype=torch.float64).to(self.role.device) if temperature else None
+                token = int(choose(head(output.last_hidden_state[:, -1]), uniform)[0])
+                if token == self.tokenizer.eos_token_id:
+                    return
+                written.append(token)
+                text = self.tokenizer.decode(written, skip_special_tokens=True)
+                if not text.endswith("\ufffd"):  # half a character waits for its other half
+                    yield text[len(shown) :]
+                    shown = text
+                feed = feed.new_tensor([[token]])
+
+
+def load(folder: Path) -> Speaker:
+    """The policy that a finished run left, on the base and in the quantization it was trained with."""
+    from rlhf.models.policies import finished_stage, load_roles
+    from rlhf.models.tokenizer import prompt_renderer, saved_tokenizer
+
+    stage = finished_stage(folder)
+    tokenizer = saved_tokenizer(folder / "final")
+    role = load_roles(stage, tokenizer, {"policy": folder / "final"})["policy"]
+    return Speaker(f"{folder.parent.name}/{folder.name}", role, tokenizer, prompt_renderer(stage, tokenizer))
+
+
+def chat(folders: list[Path], temperature: float, limit: int) -> None:
+    """Read a line, answer it, until the input ends."""
+    quiet()
+    speakers = [load(folder) for folder in folders]
+    heard: list[Messages] = [[] for _ in speakers]
+    print("  ".join(speaker.name for speaker in speakers) + "   (/new forgets, /quit leaves)", flush=True)
+    while True:
+        try:
+            line = input("you> ").strip()
+        except EOFError:
+            print()
+            return
+        if line == "/quit":
+            return
+        if line == "/new":
+            heard = [[] for _ in speakers]
+            continue
+        if not line:
+            continue
+        replies = []
+        for speaker, messages in zip(speakers, heard, strict=True):
+            messages.append({"role": "user", "content": line})
+            pieces = []
+            for piece in speaker.answer(messages, temperature, limit):
+                pieces.append(piece)
+                if len(speakers) == 1:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+            replies.append("".join(pieces).strip())
+            messages.append({"role": "assistant", "content": replies[-1] or "…"})
+        print("" if len(speakers) == 1 else columns([s.name for s in speakers], replies), flush=True)
+
+
+def columns(names: list[str], replies: list[str]) -> str:
+    """Replies side by side under their names, as wide as the terminal allows."""
+    width = max(20, (shutil.get_terminal_size().columns - 3 * (len(names) - 1)) // len(names))
+    cells = [
+        [name, "─" * width, *textwrap.wrap(reply or "(nothing)", width)]
+        for name, reply in zip(names, replies, strict=True)
+    ]
+    return "\n".join(
+        " │ ".join(cell.ljust(width) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")
+    )

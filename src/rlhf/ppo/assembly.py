@@ -1,0 +1,93 @@
+"""What a trainer's constructor was given becomes four roles."""
+
+import copy
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+
+from rlhf.ppo.roles import Role, ScalarHead, copy_adapter, disable_dropout
+
+
+def assemble(
+    model: Any, ref_model: Any, reward_model: Any, value_model: Any, peft_config: Any, device: torch.device
+) -> tuple[Role, Role, Any, Role]:
+    """Policy, reference, reward and value; a reward that is no model (a scorer) is handed through.
+
+    Wraps what is not a Role yet, switches dropout off, moves plain models to the device and freezes what is not
+    trained. Raises ValueError when two roles would share what one of them trains, or a trained role has nothing to
+    train.
+    """
+    if model is ref_model or reward_model is value_model:
+        raise ValueError(
+            "model and ref_model, reward_model and value_model: two roles need two objects, one of them trains"
+        )
+    if isinstance(model, Role) != isinstance(ref_model, Role):
+        raise ValueError("model and ref_model must both be a Role or both be models; shared_roles makes them together")
+    policy, reference = (model, ref_model) if isinstance(model, Role) else policy_roles(model, ref_model, peft_config)
+    value = value_model if isinstance(value_model, Role) else scalar_role("value", value_model, trained=True)
+    is_model = isinstance(reward_model, torch.nn.Module)
+    reward = scalar_role("reward", reward_model, trained=False) if is_model else reward_model
+    for role in (policy, reference, reward, value):
+        if not isinstance(role, Role):
+            continue
+        disable_dropout(role.model)
+        role.model.eval()
+        if role.peft is None and not getattr(role.model, "is_quantized", False):
+            role.model.to(device)
+        if not role.trained:
+            for _, parameter in role.named_parameters():
+                parameter.requires_grad_(False)
+        elif not role.trainable():
+            raise ValueError(f"{role.name} has no trainable parameter; give it an adapter or unfreeze it")
+    for role in (policy, reference):
+        role.check_lm_head()
+    return policy, reference, reward, value
+
+
+def scalar_role(name: str, model: Any, trained: bool) -> Role:
+    """A reward or value role from a sequence classifier, plain or under PEFT."""
+    peft, base = unwrap(model)
+    score = getattr(base, "score", None)
+    if score is None:
+        raise ValueError(
+            f"{name} model {type(base).__name__} has no `score` head; load it with AutoModelForSequenceClassification"
+        )
+    if peft is not None and hasattr(score, "modules_to_save"):
+        score = score.modules_to_save[peft.active_adapter]
+    if score.out_features != 1:
+        raise ValueError(
+            f"{name} model has {score.out_features} labels and none is chosen; load it with num_labels=1, or pass a "
+            "function "
+            "that picks the label as a scorer"
+        )
+    adapter = peft.active_adapter if peft is not None else None
+    return Role(name, base, peft=peft, adapter=adapter, head=ScalarHead(score), trained=trained)
+
+
+def policy_roles(model: Any, reference: Any = None, peft_config: Any = None) -> tuple[Role, Role]:
+    """Policy and reference from what stock TRL users hand over.
+
+    A PEFT policy without a reference gets a frozen copy of its own adapter as the reference: the point where training
+    starts, and not the base below it (TRL#1340, TRL#3194). A plain model without one is copied whole.
+    """
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError("model is a PeftModel already, peft_config would wrap it twice; give one of the two")
+        model = get_peft_model(model, peft_config)
+    peft, base = unwrap(model)
+    adapter = peft.active_adapter if peft is not None else None
+    policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
+    if reference is not None:
+        reference_peft, reference_base = unwrap(reference)
+        reference_adapter = reference_peft.active_adapter if reference_peft is not None else None
+        return policy, Role("reference", reference_base, peft=reference_peft, adapter=reference_adapter)
+    if peft is None:
+        frozen = copy.deepcopy(base).requires_grad_(False)
+        return policy, Role("reference", frozen)
+    copy_adapter(peft, adapter, "reference")
+    return policy, Role("reference", base, peft=peft, adapter="reference")
+
+
+def unwrap(model: Any) -> tuple[Any, Any]:
+    return (model, model.get_base_model()) if isinstance(model, PeftModel) else (None, model)

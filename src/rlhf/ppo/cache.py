@@ -1,0 +1,54 @@
+"""A key-value cache that is written in place.
+
+`DynamicCache` concatenates, and so copies, everything it holds at every token: on the CPU that was most of the time of
+decoding. A layer here has room to spare, and doubles it when it runs out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values `[B, heads, T, size]` as views into buffers whose third dimension has room for more tokens."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.length = room, 0
+        self.buffers: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        if not self.buffers or self.length > self.buffers[0].shape[-2]:
+            self._grow(key_states, value_states, start)
+        views = []
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self.length] = states
+            views.append(buffer[:, :, : self.length])
+        self.keys, self.values = views
+        return views[0], views[1]
+
+    def _grow(self, key_states: Tensor, value_states: Tensor, start: int) -> None:
+        room = max(self.length + self.room, 2 * start)
+        old, self.buffers = self.buffers, []
+        for i, states in enumerate((key_states, value_states)):
+            rows, heads, _, size = states.shape
+            self.buffers.append(torch.empty(rows, heads, room, size, dtype=states.dtype, device=states.device))
+            if start:
+                self.buffers[i][:, :, :start] = old[i][:, :, :start]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+
+
+def decoding_cache(config: Any, new_tokens: int) -> Any:
+    """A cache for one chunk of prompts; layers that slide or recur keep their own kind."""
+    cache: Any = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(new_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -1,0 +1,249 @@
+"""Every option, recipe and documented command composes, validates and is counted; typos are refused with a hint."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.args import config_class, lora_config, quantization_config, split_batch, training_arguments
+from rlhf.check import check
+from rlhf.config import GROUPS, REPO, compose_config, needs, options, to_stage
+from rlhf.errors import ConfigError, StageError
+
+STAGES = ["base", "sft", "reward", "dpo", "ppo"]
+
+
+def test_every_option_composes_and_validates(tmp_path):
+    """Each option of each group, with a method that can use it; the count guards against a glob that finds nothing."""
+    visited = 0
+    for group in GROUPS:
+        for option in options(group):
+            stage = to_stage(compose_config([f"{group}={option}", *_company(group, option), f"run.root={tmp_path}"]))
+            if group not in ("hardware", "logging"):  # those need a GPU or a package that is not here
+                check(stage, planned=STAGES)
+            training_arguments(_on_this_machine(stage))
+            quantization_config(stage)
+            lora_config(stage, "CAUSAL_LM")
+            visited += 1
+    assert visited == sum(len(list((REPO / "conf" / group).glob("*.yaml"))) for group in GROUPS)
+    assert visited >= 45
+
+
+def _company(group: str, option: str) -> list[str]:
+    """What else an option needs to make sense."""
+    if (group, option) in (("adapter", "none"), ("model", "support_scratch")):
+        return ["quantization=none", "adapter=none"]
+    if (group, option) == ("quantization", "int8"):
+        return ["hardware=gpu_24gb"]
+    if group == "dataset":
+        kinds = {"ranking": "dpo", "chosen": "dpo", "prompt": "ppo", "messages": "sft", "text": "sft", "completion": "sft"}
+        columns = re.findall(r"(\w+):", (REPO / f"conf/dataset/{option}.yaml").read_text().partition("columns: {")[2].split("}")[0])
+        method = next(kinds[c] for c in ("ranking", "chosen", "completion", "messages", "text", "prompt") if c in columns)
+        return [f"method={method}", "method.args.response_length=16"] if method == "ppo" else [f"method={method}"]
+    if (group, option) == ("method", "ppo"):
+        return ["dataset=support_prompts", "method.args.response_length=48"]
+    return []
+
+
+def _on_this_machine(stage):
+    stage.hardware.device, stage.hardware.precision, stage.logging.report_to = "cpu", "fp32", "none"
+    return stage
+
+
+def test_every_recipe_composes(tmp_path):
+    recipes = options("recipes")
+    assert len(recipes) == len(list((REPO / "recipes").rglob("*.yaml"))) >= 5
+    for recipe in recipes:
+        cfg = compose_config([f"recipes={recipe}", f"run.root={tmp_path}"])
+        stage = to_stage(cfg)
+        assert f"{stage.run.recipe}/{stage.run.stage}" == recipe, "a recipe's path is its name"
+        check(stage, planned=STAGES)
+        training_arguments(stage)
+        stages = [r.partition("/")[2] for r in recipes if r.startswith(stage.run.recipe + "/")]
+        assert set(needs(cfg)) <= set(stages)
+        first = (REPO / f"recipes/{recipe}.yaml").read_text().splitlines()
+        assert first[0] == "# @package _global_" and f"recipes={recipe}" in first[2]
+
+
+@pytest.mark.parametrize("recipe", options("recipes"))
+def test_each_line_of_a_recipe_matters(recipe, tmp_path):
+    """A recipe says only what differs: without any one of its settings the composed config changes."""
+    from omegaconf import OmegaConf
+
+    file = REPO / f"recipes/{recipe}.yaml"
+    whole = OmegaConf.to_container(compose_config([f"recipes={recipe}"]), resolve=False)
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    defaults = [next(iter(d.items())) for d in content.pop("defaults", [])]
+    overrides = [f"{group.removeprefix('override /')}={option}" for group, option in defaults]
+    leaves = list(_leaves(content))
+    assert leaves
+    for skipped in [*overrides, *leaves]:
+        kept = [o for o in overrides if o != skipped]
+        settings = [f"{key}={value}" for key, value in leaves if (key, value) != skipped]
+        try:
+            rest = OmegaConf.to_container(compose_config([*kept, *settings]), resolve=False)
+        except Exception:
+            continue  # the setting needs the one that was left out
+        assert rest != whole, f"{recipe}: {skipped} changes nothing"
+
+
+def _leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_each_key_has_a_sentence():
+    """In conf/, a comment stands above every key (or above the file's only settings, for one-line options)."""
+    visited = 0
+    train = (REPO / "conf/train.yaml").read_text().partition("\nhydra:")[0].splitlines()
+    for number, line in enumerate(train):
+        if re.match(r"^\s*\w+:( |$)", line) and not re.match(r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|debug):$", line):
+            assert train[number - 1].lstrip().startswith("#"), f"conf/train.yaml:{number + 1}: {line}"
+            visited += 1
+    for file in (REPO / "conf").rglob("*.yaml"):
+        assert file.read_text().startswith("#"), f"{file} does not say what it is"
+        visited += 1
+    assert visited >= 90
+
+
+def test_readme_commands_compose():
+    """Every `python src/train.py` and `pipeline.py` command in the README and in recipe READMEs composes."""
+    visited = 0
+    for readme in [REPO / "README.md", *(REPO / "recipes").rglob("README.md")]:
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", readme.read_text(), re.S):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:2] == ["python", "src/train.py"]:
+                    _compose_command([w for w in words[2:] if not w.startswith("-") and w != "job"])
+                    visited += 1
+                elif words[:2] == ["python", "src/pipeline.py"]:
+                    from rlhf.pipeline import Plan
+
+                    own = dict(w.split("=", 1) for w in words[2:])
+                    stages = own.pop("stages", "").strip("[]")
+                    Plan(own.pop("recipe"), [f"{k}={v}" for k, v in own.items()], stages.split(",") if stages else None)
+                    visited += 1
+                elif words[:1] == ["make"]:
+                    assert f"\n{words[1]}:" in (REPO / "Makefile").read_text()
+                    visited += 1
+                elif words[:1] == ["python"]:
+                    assert Path(REPO / words[1]).is_file()
+                    visited += 1
+    assert visited >= 8
+
+
+def _compose_command(overrides: list[str]) -> None:
+    for choice in (0, 1):
+        one = [o if "," not in o or "[" in o else o.partition("=")[0] + "=" + o.partition("=")[2].split(",")[choice] for o in overrides]
+        check(_on_this_machine(to_stage(compose_config(one))), planned=STAGES)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["modle=support"], "modle is not a key; did you mean model"),
+        (["model=qwen3_8bb"], "did you mean qwen3_8b"),
+        (["recipes=support/dppo"], "did you mean support/"),
+        (["method.arg.beta=1"], "did you mean args"),
+        (["seed=abc"], "seed: Value 'abc'"),
+        (["batch_sise=3"], "did you mean batch_size"),
+        (["quantization=nf5"], "did you mean nf4"),
+    ],
+)
+def test_a_typo_is_refused_with_the_nearest(door, overrides, message):
+    done = door("train.py", *overrides)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and len(done.stderr.splitlines()) <= 6, done.stderr
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("lerning_rate", "did you mean learning_rate"),
+        ("warmup_ratio", "did you mean warmup_steps"),
+        ("output_dir", "it follows from run.root"),
+        ("per_device_train_batch_size", "it follows from batch_size"),
+    ],
+)
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+def test_trl_fields_are_checked_against_the_installed_class(compose_stage, method, key, message):
+    data = {"reward": "support_rankings", "dpo": "support_rankings", "ppo": "support_prompts"}.get(method, "support_demonstrations")
+    stage = compose_stage(f"method={method}", f"dataset={data}", f"method.args.{key}=0.1")
+    with pytest.raises(ConfigError, match=message):
+        training_arguments(stage)
+
+
+def test_a_wrong_type_is_refused_and_all_problems_are_told_at_once(compose_stage):
+    stage = compose_stage("method.args.learning_rate=fast", "method.args.max_grad_nrom=1")
+    with pytest.raises(ConfigError) as caught:
+        training_arguments(stage)
+    assert "max_grad_nrom" in str(caught.value) and "learning_rate='fast' is not a number" in str(caught.value)
+
+
+def test_batches_split_exactly_or_say_what_would(compose_stage):
+    assert split_batch(compose_stage("batch_size=64", "hardware.micro_batch_size=16")) == (16, 4)
+    assert split_batch(compose_stage("batch_size=8", "hardware.micro_batch_size=16")) == (8, 1)
+    assert split_batch(compose_stage("batch_size=64", "hardware.micro_batch_size=4", "hardware.devices=8")) == (4, 2)
+    with pytest.raises(ConfigError, match="batch_size=48 or batch_size=72"):
+        split_batch(compose_stage("batch_size=64", "hardware.micro_batch_size=3", "hardware.devices=8"))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["adapter=none"], "fix: adapter=lora, or quantization=none"),
+        (["quantization=int8"], "needs a GPU"),
+        (["dataset=ultrafeedback", "method=dpo", "dataset.long_rows=truncate"], "would cut"),
+        (["method.args.packing_strategy=wrapped"], "bfd_split"),
+        (["logging.report_to=wandbb"], "did you mean wandb"),
+        (["run.recipe=../../evil"], "plain folder name"),
+        (["batch_size=0"], "at least 1"),
+        (["model.chat_template=chatmll"], "did you mean chatml"),
+        (["method=ppo", "dataset=support_prompts"], "fix: dataset.max_length=192"),
+        (["recipes=support/ppo"], "stage `reward` of `support` has not finished"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_heavy(compose_stage, overrides, message):
+    with pytest.raises(StageError, match=re.escape(message)):
+        check(compose_stage(*overrides))
+
+
+def test_composing_is_light():
+    """`import rlhf` and composing a config load neither torch nor trl."""
+    code = (
+        "import sys; sys.path.insert(0, 'src'); import rlhf, rlhf.door, rlhf.pipeline; from rlhf.config import compose_config; "
+        "compose_config(['recipes=support/ppo']); heavy = {'torch', 'trl', 'transformers', 'datasets'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["recipes=support/dpo", "--cfg", "job", "--resolve"]])
+def test_help_is_fast(door, arguments):
+    """Relative to starting Python with Hydra, so that a slow machine does not fail it."""
+    import time
+
+    def seconds(run) -> float:
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    floor = seconds(lambda: subprocess.run([sys.executable, "-c", "import hydra, omegaconf"], check=True))
+    done = door("train.py", *arguments)
+    assert done.returncode == 0 and "method" in done.stdout
+    took = seconds(lambda: door("train.py", *arguments))
+    print(f"{arguments}: {took:.2f} s, of which {floor:.2f} s import hydra")
+    assert took < max(1.5, 4 * floor)
+
+
+def test_config_classes_are_trls():
+    assert [config_class(m).__name__ for m in ("sft", "reward", "dpo", "ppo")] == ["SFTConfig", "RewardConfig", "DPOConfig", "PPOConfig"]
