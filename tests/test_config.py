@@ -39,10 +39,22 @@ def _company(group: str, option: str) -> list[str]:
     if (group, option) == ("quantization", "int8"):
         return ["hardware=gpu_24gb"]
     if group == "dataset":
-        kinds = {"ranking": "dpo", "chosen": "dpo", "prompt": "ppo", "messages": "sft", "text": "sft", "completion": "sft"}
-        columns = re.findall(r"(\w+):", (REPO / f"conf/dataset/{option}.yaml").read_text().partition("columns: {")[2].split("}")[0])
-        method = next(kinds[c] for c in ("ranking", "chosen", "completion", "messages", "text", "prompt") if c in columns)
-        return [f"method={method}", "method.args.response_length=16"] if method == "ppo" else [f"method={method}"]
+        kinds = {
+            "ranking": "dpo",
+            "chosen": "dpo",
+            "prompt": "ppo",
+            "messages": "sft",
+            "text": "sft",
+            "completion": "sft",
+        }
+        columns = re.findall(
+            r"(\w+):", (REPO / f"conf/dataset/{option}.yaml").read_text().partition("columns: {")[2].split("}")[0]
+        )
+        method = next(
+            kinds[c] for c in ("ranking", "chosen", "completion", "messages", "text", "prompt") if c in columns
+        )
+        more = ["method.args.response_length=16"] if method == "ppo" else []
+        return [f"method={method}", *more, *(["dataset.path=my.jsonl"] if option.startswith("local_") else [])]
     if (group, option) == ("method", "ppo"):
         return ["dataset=support_prompts", "method.args.response_length=48"]
     return []
@@ -103,7 +115,10 @@ def test_each_key_has_a_sentence():
     visited = 0
     train = (REPO / "conf/train.yaml").read_text().partition("\nhydra:")[0].splitlines()
     for number, line in enumerate(train):
-        if re.match(r"^\s*\w+:( |$)", line) and not re.match(r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|debug):$", line):
+        if re.match(r"^\s*\w+:( |$)", line) and not re.match(
+            r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|debug):$",
+            line,
+        ):
             assert train[number - 1].lstrip().startswith("#"), f"conf/train.yaml:{number + 1}: {line}"
             visited += 1
     for file in (REPO / "conf").rglob("*.yaml"):
@@ -140,7 +155,10 @@ def test_readme_commands_compose():
 
 def _compose_command(overrides: list[str]) -> None:
     for choice in (0, 1):
-        one = [o if "," not in o or "[" in o else o.partition("=")[0] + "=" + o.partition("=")[2].split(",")[choice] for o in overrides]
+        one = [
+            o if "," not in o or "[" in o else o.partition("=")[0] + "=" + o.partition("=")[2].split(",")[choice]
+            for o in overrides
+        ]
         check(_on_this_machine(to_stage(compose_config(one))), planned=STAGES)
 
 
@@ -173,7 +191,9 @@ def test_a_typo_is_refused_with_the_nearest(door, overrides, message):
 )
 @pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
 def test_trl_fields_are_checked_against_the_installed_class(compose_stage, method, key, message):
-    data = {"reward": "support_rankings", "dpo": "support_rankings", "ppo": "support_prompts"}.get(method, "support_demonstrations")
+    data = {"reward": "support_rankings", "dpo": "support_rankings", "ppo": "support_prompts"}.get(
+        method, "support_demonstrations"
+    )
     stage = compose_stage(f"method={method}", f"dataset={data}", f"method.args.{key}=0.1")
     with pytest.raises(ConfigError, match=message):
         training_arguments(stage)
@@ -224,7 +244,9 @@ def test_composing_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["recipes=support/dpo", "--cfg", "job", "--resolve"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job"], ["recipes=support/dpo", "--cfg", "job", "--resolve"]]
+)
 def test_help_is_fast(door, arguments):
     """Relative to starting Python with Hydra, so that a slow machine does not fail it."""
     import time
@@ -246,4 +268,9 @@ def test_help_is_fast(door, arguments):
 
 
 def test_config_classes_are_trls():
-    assert [config_class(m).__name__ for m in ("sft", "reward", "dpo", "ppo")] == ["SFTConfig", "RewardConfig", "DPOConfig", "PPOConfig"]
+    assert [config_class(m).__name__ for m in ("sft", "reward", "dpo", "ppo")] == [
+        "SFTConfig",
+        "RewardConfig",
+        "DPOConfig",
+        "PPOConfig",
+    ]

@@ -37,6 +37,7 @@ COMPUTED = {
     "pad_token": "model.pad_token",
     "chat_template_path": "model.chat_template",
     "model_init_kwargs": "the groups model and quantization",
+    "hub_token": "the environment variable HF_TOKEN, so that no token reaches a file",
     "resume_from_checkpoint": "the run folder: a stage that is started again goes on by itself",
 }
 

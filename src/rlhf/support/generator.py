@@ -14,8 +14,8 @@ __all__ = ["demonstrations", "evaluation", "ideal_reply", "prompts", "rankings",
 DEMONSTRATED = {"ideal": 0.10, "partial": 0.20, "curt": 0.65, "defect": 0.05}
 # The base model meets every style, so that it knows the language and not the preference. Half of it defects, and a model of two
 # million parameters does not learn in two minutes which answer belongs to which question.
-PRETRAINED = {"ideal": 0.08, "partial": 0.17, "curt": 0.48, "defect": 0.27}
-NOTES = 0.1  # share of pretraining documents that are plain notes
+PRETRAINED = {"ideal": 0.10, "partial": 0.20, "curt": 0.52, "defect": 0.18}
+NOTES = 0.08  # share of pretraining documents that are plain notes
 GOOD_WEIGHT = 4  # of a good style among the replies to rank; each defect has 1, so about half of four replies are good
 
 

@@ -1,0 +1,308 @@
+"""The chain of stages: what a run leaves, what the first step must be, what is skipped, resumed and refused."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlhf.config import REPO, compose_config, to_stage
+
+pytestmark = pytest.mark.slow
+STAGES = ("base", "sft", "reward", "dpo", "ppo")
+
+
+def _metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _build(chain, stage_name, *overrides):
+    """The trainer of a stage, on the finished stages of the chain."""
+    import importlib
+
+    from rlhf.data.prepare import prepare
+    from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
+
+    stage = to_stage(compose_config([f"recipes=support/{stage_name}", "debug=smoke", f"run.root={chain}", *overrides]))
+    tokenizer = load_tokenizer(stage)
+    data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
+    method = importlib.import_module(f"rlhf.methods.{stage.method.name}")
+    stage.run.stage = f"scratch-{stage_name}"
+    return stage, tokenizer, method.build(stage, tokenizer, data), data
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_folder_holds_what_the_design_says(chain, name):
+    folder = chain / "support" / name
+    for file in (
+        "config.yaml",
+        "trainer_args.json",
+        "run.json",
+        "data.json",
+        "metrics.jsonl",
+        "results.json",
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+    ):
+        assert (folder / file).is_file(), file
+    weights = "model.safetensors" if name == "base" else "adapter_model.safetensors"
+    for file in (weights, "tokenizer.json", "chat_template.jinja", "README.md"):
+        assert (folder / "final" / file).is_file(), file
+    assert (folder / "samples.jsonl").is_file() == (name != "reward")
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "finished" and run["seed"] == 1 and run["seconds"] > 0 and run["peak_memory_mb"] > 100
+    assert {"torch", "trl", "peft", "bitsandbytes"} <= set(run["versions"]) and run["command"][:2] == [
+        "python",
+        "src/train.py",
+    ]
+    assert [entry["stage"] for entry in run["lineage"]] == {
+        "base": [],
+        "sft": ["support/base"],
+        "reward": ["support/base", "support/sft"],
+        "dpo": ["support/base", "support/sft"],
+        "ppo": ["support/base", "support/sft", "support/reward"],
+    }[name]
+    for ledger in json.loads((folder / "data.json").read_text())["splits"].values():
+        pairs = name in ("reward", "dpo")
+        assert ledger["read"] > 0 and (pairs or ledger["read"] == ledger["kept"] + sum(ledger["dropped"].values()))
+    assert list(folder.glob("*.png"))
+
+
+def test_reward_and_dpo_were_trained_on_the_same_pairs(chain):
+    ledgers = [json.loads((chain / "support" / name / "data.json").read_text())["splits"] for name in ("reward", "dpo")]
+    assert ledgers[0]["train"]["fingerprint"] == ledgers[1]["train"]["fingerprint"]
+    assert ledgers[0]["eval"]["fingerprint"] == ledgers[1]["eval"]["fingerprint"]
+
+
+def test_the_report_has_the_promised_keys(chain):
+    found = json.loads((chain / "support" / "report.json").read_text())
+    for name in ("sft", "dpo", "ppo"):
+        keys = {
+            "gold_score",
+            "win_rate_vs_sft",
+            "win_rate_ci",
+            "reward_score",
+            "kl",
+            "length",
+            "eos_rate",
+            "distinct_2",
+        }
+        assert keys <= set(found[name]), keys - set(found[name])
+        assert set(found[name]["gold_by_situation"]) == {"kind", "honest", "clarifying", "safe", "brief"}
+    assert {"accuracy_true", "accuracy_noisy"} <= set(found["reward"])
+    text = (chain / "support" / "report.md").read_text()
+    assert all(f"- {name}: " in text for name in ("base", "sft", "dpo", "ppo"))
+
+
+def test_dpo_starts_at_ln_2(chain):
+    _, _, trainer, _ = _build(chain, "dpo")
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_reward_starts_at_ln_2_with_a_zeroed_head(chain):
+    import torch
+
+    _, _, trainer, _ = _build(chain, "reward", "method.args.center_rewards_coefficient=null")
+    for name, parameter in trainer.model.named_parameters():
+        if "score" in name:
+            assert parameter.dtype == torch.float32
+            parameter.data.zero_()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_ppo_starts_with_kl_0_and_ratio_1(chain):
+    """From a real SFT adapter on NF4: the first update's own metrics, before any step has been made."""
+    first = _metrics(chain / "support" / "ppo")[0]
+    assert first["objective/kl"] == 0.0
+    _, _, trainer, _ = _build(chain, "ppo", "method.args.num_ppo_epochs=1")
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "val/ratio" in log]
+    assert logs[0]["objective/kl"] == 0.0 and logs[0]["val/ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_reply_has_one_score_everywhere(chain, tmp_path):
+    """In the reward stage's own model, after save and load in a new process, and inside PPO."""
+    import torch
+
+    stage, tokenizer, trainer, data = _build(chain, "reward")
+    from safetensors.torch import load_file
+
+    from rlhf.models.load import load_lora
+
+    final = chain / "support" / "reward" / "final"
+    load_lora(trainer.model, final)
+    head = next(value for key, value in load_file(final / "adapter_model.safetensors").items() if "score" in key)
+    next(p for n, p in trainer.model.named_parameters() if "score" in n and "default" in n).data.copy_(head)
+    prompts, replies = data.eval["prompt_ids"][:4], data.eval["chosen_ids"][:4]
+    trainer.model.eval()
+    with torch.no_grad():
+        own = [
+            float(trainer.model(input_ids=torch.tensor([p + r])).logits) for p, r in zip(prompts, replies, strict=True)
+        ]
+
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import json, sys; sys.path.insert(0, 'src'); import torch\n"
+        "from peft import AutoPeftModelForSequenceClassification\n"
+        "from transformers import BitsAndBytesConfig\n"
+        f"q = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype='float32', llm_int8_skip_modules=['score'])\n"
+        f"m = AutoPeftModelForSequenceClassification.from_pretrained({str(final)!r}, num_labels=1, dtype=torch.float32, quantization_config=q).train()\n"
+        f"rows = {[p + r for p, r in zip(prompts, replies, strict=True)]!r}\n"
+        f"m.config.pad_token_id = {tokenizer.pad_token_id}\n"
+        "with torch.no_grad(): print(json.dumps([float(m(input_ids=torch.tensor([row])).logits) for row in rows]))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(own, abs=1e-5)
+
+    _, _, ppo, _ = _build(chain, "ppo")
+    assert ppo.scorer(prompts, replies, []).tolist() == pytest.approx(own, abs=1e-5)
+
+
+def test_a_second_pipeline_skips_everything_and_a_changed_stage_runs_again(chain, door, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(chain, root)
+    arguments = ("pipeline.py", "recipe=support", "debug=smoke", f"run.root={root}")
+    again = door(*arguments)
+    assert again.returncode == 0 and again.stdout.count("is finished and unchanged") == 5, again.stdout
+    changed = door(*arguments, "ppo.method.args.kl_coef=0.2")
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    assert (
+        changed.stdout.count("is finished and unchanged") == 4
+        and "support/ppo runs again: config changed" in changed.stdout
+    )
+    before = json.loads((root / "support/reward/run.json").read_text())
+    before["id"] = "another"
+    (root / "support/reward/run.json").write_text(json.dumps(before))
+    follow = door(*arguments, "stages=[ppo]", "ppo.method.args.kl_coef=0.2")
+    assert "support/ppo runs again: stage:reward changed" in follow.stdout
+
+
+def test_a_finished_run_is_not_overwritten(chain, door):
+    folder = chain / "support" / "sft"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for more in (
+        [],
+        ["seed=7"],
+        ["method.args.learning_rate=fast"],
+        ["batch_size=7", "run.overwrite=true"],
+        ["modle=x"],
+    ):
+        done = door("train.py", "recipes=support/sft", "debug=smoke", f"run.root={chain}", *more)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) <= 6, (more, done.stderr)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_a_stopped_stage_goes_on_and_ends_the_same(chain, door, tmp_path, name):
+    """SIGTERM in the middle: exit 75 with a checkpoint; the same command then finishes with the unbroken run's weights."""
+    from safetensors.torch import load_file
+
+    settings = [f"recipes=support/{name}", "debug=smoke", "debug.max_steps=12", "debug.rows=96"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for root in (whole, broken):
+        shutil.copytree(chain, root, ignore=shutil.ignore_patterns("checkpoint-*"))
+        shutil.rmtree(root / "support" / name)
+    assert door("train.py", *settings, f"run.root={whole}").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "src/train.py"), *settings, f"run.root={broken}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPO, env=os.environ,
+    )  # fmt: skip
+    folder = broken / "support" / name
+    while process.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert not (folder / "results.json").exists() and list(folder.glob("checkpoint-*"))
+    again = door("train.py", *settings, f"run.root={broken}")
+    assert again.returncode == 0 and "going on from" in again.stdout, again.stderr
+    ours, theirs = (load_file(root / "support" / name / "final/adapter_model.safetensors") for root in (broken, whole))
+    assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+    steps = [line["step"] for line in _metrics(folder) if "loss" in line or "objective/kl" in line]
+    assert steps == sorted(set(steps)) == list(range(1, 13))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(chain, door, tmp_path):
+    from safetensors.torch import load_file
+
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        root = tmp_path / name
+        shutil.copytree(chain / "support/base", root / "support/base")
+        assert (
+            door("train.py", "recipes=support/sft", "debug=smoke", f"run.root={root}", f"seed={seed}").returncode == 0
+        )
+        found.append(load_file(root / "support/sft/final/adapter_model.safetensors"))
+    assert all(found[0][key].equal(found[1][key]) for key in found[0])
+    assert any(not found[0][key].equal(found[2][key]) for key in found[0])
+
+
+def test_full_fine_tuning_goes_through_all_stages(door, tmp_path):
+    done = door(
+        "pipeline.py", "recipe=support", "debug=smoke", f"run.root={tmp_path}", "adapter=none", "quantization=none"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all((tmp_path / "support" / name / "final/model.safetensors").is_file() for name in STAGES)
+
+
+def test_chat_answers_alone_and_side_by_side(chain, door):
+    alone = door("chat.py", "run=support/sft", f"root={chain}", "max_new_tokens=8", stdin="hello\n/new\nhello\n/quit\n")
+    assert alone.returncode == 0 and alone.stdout.count("you> ") == 4, alone.stderr
+    both = door("chat.py", "run=support/sft,support/dpo", f"root={chain}", "max_new_tokens=8", stdin="hello\n")
+    assert both.returncode == 0 and "support/sft" in both.stdout and " │ " in both.stdout, both.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["chat.py", "run=support/pppo"], 2, "did you mean support/ppo"),
+        (["chat.py", "run=support/reward"], 2, "is a reward model"),
+        (["chat.py", "hello"], 2, "is not key=value"),
+        (["report.py", "recipe=nothing"], 2, "has no finished stage"),
+        (["pipeline.py", "recipe=suport"], 2, "did you mean support"),
+        (["pipeline.py", "recipe=support", "stages=[dppo]"], 2, "did you mean dpo"),
+        (["pipeline.py", "recipe=support", "method.args.betta=1"], 2, "no stage of support knows this key"),
+    ],
+)
+def test_doors_refuse_bad_input(chain, door, arguments, code, message):
+    root = [] if arguments[0] == "pipeline.py" else [f"root={chain}"]
+    done = door(*arguments, *root)
+    assert done.returncode == code and message in done.stderr and len(done.stderr.splitlines()) <= 6, done.stderr
+
+
+def test_a_sweep_makes_a_run_a_job(chain, door, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(chain, root)
+    done = door(
+        "train.py",
+        "recipes=support/dpo",
+        "debug=smoke",
+        f"run.root={root}",
+        "-m",
+        "method.args.beta=0.05,0.1",
+        "seed=1,2",
+    )
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.parent for path in root.glob("support/dpo-sweep/*/run.json"))
+    assert len(runs) == 4
+    betas = {json.loads((run / "trainer_args.json").read_text())["beta"] for run in runs}
+    assert betas == {0.05, 0.1}
+
+
+def test_no_token_reaches_a_file(chain, door, tmp_path):
+    shutil.copytree(chain / "support/base", tmp_path / "support/base")
+    secret = "hf_" + "a" * 30
+    settings = ("train.py", "recipes=support/sft", "debug=smoke", f"run.root={tmp_path}")
+    refused = door(*settings, f"method.args.hub_token={secret}")
+    assert refused.returncode == 2 and "HF_TOKEN" in refused.stderr
+    done = door(*settings, f"dataset.revision={secret}", HF_TOKEN=secret)
+    assert done.returncode == 0, done.stderr
+    for file in (tmp_path / "support/sft").rglob("*"):
+        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
