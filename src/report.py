@@ -1,8 +1,9 @@
 """Compare the finished stages of a recipe on prompts nobody trained on.
 
-  python src/report.py recipe=support [root=runs]
+  python src/report.py recipe=support [root=runs] [readme=README.md]
 
-Writes report.md, report.json and win_rates.png into runs/<recipe>/ and prints the table.
+Writes report.md, report.json and win_rates.png into runs/<recipe>/ and prints the table; with readme= also between that file's
+markers, with the command, machine and commit beside it.
 """
 
 from pathlib import Path
@@ -12,14 +13,18 @@ from rlhf.errors import ConfigError
 
 
 def main() -> None:
-    own, rest = door.own_arguments(__doc__ or "", ("recipe", "root"))
+    own, rest = door.own_arguments(__doc__ or "", ("recipe", "root", "readme"))
     if rest or "recipe" not in own:
         raise ConfigError(
             f"{' '.join(rest) or 'recipe'}: {'unknown' if rest else 'missing'}\n  python src/report.py recipe=support"
         )
-    from rlhf.report import report
+    from rlhf.report import into_readme, report
 
-    print(report(Path(own.get("root", "runs")) / own["recipe"]))
+    folder = Path(own.get("root", "runs")) / own["recipe"]
+    table = report(folder)
+    print(f"{table}\n\nreport   {folder}/report.md, report.json")
+    if "readme" in own:
+        into_readme(Path(own["readme"]), folder, table)
 
 
 if __name__ == "__main__":

@@ -269,12 +269,19 @@ def test_chat_answers_alone_and_side_by_side(chain, door):
         (["pipeline.py", "recipe=suport"], 2, "did you mean support"),
         (["pipeline.py", "recipe=support", "stages=[dppo]"], 2, "did you mean dpo"),
         (["pipeline.py", "recipe=support", "method.args.betta=1"], 2, "no stage of support knows this key"),
+        (["train.py", "recipes=support/sft", "run.stage=x", "dataset.path=nowhere.jsonl"], 3, "no such file"),
+        (["train.py", "recipes=support/sft", "run.stage=x", "dataset.columns.prompt=promt"], 3, "did you mean prompt"),
+        (["train.py", "recipes=support/sft", "run.stage=x", "dataset.max_length=2"], 3, "rows is left"),
+        (["train.py", "recipes=support/sft", "run.stage=x", "hardware.device=cuda"], 2, "fix: hardware=cpu"),
+        (["train.py", "recipes=support/sft", "run.stage=x", "model.pad_token='<|end|>'"], 2, "equals the EOS token"),
+        (["train.py", "recipes=support/sft", "run.stage=x", "model.path=./nowhere"], 2, "no such folder"),
     ],
 )
 def test_doors_refuse_bad_input(chain, door, arguments, code, message):
-    root = [] if arguments[0] == "pipeline.py" else [f"root={chain}"]
+    root = {"pipeline.py": [], "train.py": [f"run.root={chain}", "debug=smoke"]}.get(arguments[0], [f"root={chain}"])
     done = door(*arguments, *root)
     assert done.returncode == code and message in done.stderr and len(done.stderr.splitlines()) <= 6, done.stderr
+    assert not (chain / "support/x").exists(), "a refused run leaves nothing behind"
 
 
 def test_a_sweep_makes_a_run_a_job(chain, door, tmp_path):
@@ -294,6 +301,16 @@ def test_a_sweep_makes_a_run_a_job(chain, door, tmp_path):
     assert len(runs) == 4
     betas = {json.loads((run / "trainer_args.json").read_text())["beta"] for run in runs}
     assert betas == {0.05, 0.1}
+    again = door(
+        "train.py",
+        "recipes=support/dpo",
+        "debug=smoke",
+        f"run.root={root}",
+        "-m",
+        "method.args.beta=0.05,0.1",
+        "seed=1,2",
+    )
+    assert again.returncode == 0 and again.stdout.count("is finished and unchanged") == 4, again.stderr
 
 
 def test_no_token_reaches_a_file(chain, door, tmp_path):

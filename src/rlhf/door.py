@@ -55,6 +55,8 @@ def own_arguments(usage: str, keys: tuple[str, ...]) -> tuple[dict[str, str], li
 
 def run_job(cfg: DictConfig) -> None:
     """One job of train.py. In a sweep errors go up to Hydra, which runs the other jobs first."""
+    from rlhf import record
+    from rlhf.config import to_stage
     from rlhf.stage import run_stage
 
     hydra_cfg = HydraConfig.get()
@@ -64,7 +66,11 @@ def run_job(cfg: DictConfig) -> None:
 
         with open_dict(cfg):  # each job of a sweep is a run of its own
             cfg.run.stage = os.path.relpath(hydra_cfg.runtime.output_dir, os.path.join(cfg.run.root, cfg.run.recipe))
-        run_stage(cfg, overrides)
+        stage = to_stage(cfg)
+        if record.state(stage) == "finished":  # a sweep that is started again goes on where it stopped
+            print(f"{stage.path} is finished and unchanged", flush=True)
+        else:
+            run_stage(cfg, overrides)
         return
     try:
         run_stage(cfg, overrides)

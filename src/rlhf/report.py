@@ -55,7 +55,24 @@ def report(folder: Path) -> str:
         )
     table = _table(found, list(_order(samples)), rewards)
     (folder / "report.md").write_text(_markdown(folder, found, samples, table, policies))
-    return f"{table}\n\nreport   {folder}/report.md, report.json"
+    return table
+
+
+def into_readme(readme: Path, folder: Path, table: str) -> None:
+    """Replace what stands between the markers by the table and where its numbers come from."""
+    before, start, rest = readme.read_text().partition("<!-- results -->")
+    _, end, after = rest.partition("<!-- /results -->")
+    if not start or not end:
+        raise ConfigError(f"readme={readme} lacks the markers <!-- results --> and <!-- /results -->")
+    runs = [record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    seconds = sum(run["seconds"] for run in runs)
+    origin = (
+        f"`make demo` (`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`): {len(runs)} stages in {seconds / 60:.1f} "
+        f"minutes on {runs[0]['machine']['cores']} cores ({runs[0]['machine']['processor']}), peak memory "
+        f"{max(run['peak_memory_mb'] for run in runs) / 1000:.1f} GB, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
+        "held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap interval; KL in nats a reply."
+    )
+    readme.write_text(f"{before}{start}\n{table}\n\n{origin}\n{end}{after}")
 
 
 def _order(samples: dict[str, list[Sample]]) -> list[str]:

@@ -16,7 +16,10 @@ DEMONSTRATED = {"ideal": 0.10, "partial": 0.20, "curt": 0.65, "defect": 0.05}
 # million parameters does not learn in two minutes which answer belongs to which question.
 PRETRAINED = {"ideal": 0.10, "partial": 0.20, "curt": 0.52, "defect": 0.18}
 NOTES = 0.08  # share of pretraining documents that are plain notes
-GOOD_WEIGHT = 4  # of a good style among the replies to rank; each defect has 1, so about half of four replies are good
+# How often a style is among the replies to rank, relative to an ordinary defect: people rank what models write, which is mostly
+# right, often wrong, and seldom one of the slips that take a comparison of two places in the text to see.
+RANKED = {**dict.fromkeys(GOOD, 4.0), "wrong_answer": 2.0}
+RANKED |= {"wrong_item": 0.25, "hedged": 0.25, "repeated": 0.5, "rambling": 0.5, "over_apology": 0.5}
 
 
 def demonstrations(rows: int, seed: int, held_out: bool = False) -> list[dict]:
@@ -75,9 +78,7 @@ def _style(facts: dict[str, str], mix: dict[str, float], rng: random.Random) -> 
 
 def _different(facts: dict[str, str], k: int, rng: random.Random) -> list[str]:
     """k replies of k styles, no two with the same text, in random order."""
-    styles = sorted(
-        STYLES[facts["situation"]], key=lambda s: rng.random() ** (1 / (GOOD_WEIGHT if s in GOOD else 1)), reverse=True
-    )
+    styles = sorted(STYLES[facts["situation"]], key=lambda s: rng.random() ** (1 / RANKED.get(s, 1.0)), reverse=True)
     replies: list[str] = []
     for style in styles[:k]:
         written = reply(facts, style, rng)
