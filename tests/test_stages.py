@@ -163,7 +163,7 @@ def test_a_reply_has_one_score_everywhere(chain, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(own, abs=1e-5)
 
     _, _, ppo, _ = _build(chain, "ppo")
-    assert ppo.scorer(prompts, replies, []).tolist() == pytest.approx(own, abs=1e-5)
+    assert ppo.loop.scorer(prompts, replies, []).tolist() == pytest.approx(own, abs=1e-5)
 
 
 def test_a_second_pipeline_skips_everything_and_a_changed_stage_runs_again(chain, door, tmp_path):
@@ -192,7 +192,7 @@ def test_a_finished_run_is_not_overwritten(chain, door):
         [],
         ["seed=7"],
         ["method.args.learning_rate=fast"],
-        ["batch_size=7", "run.overwrite=true"],
+        ["hardware.micro_batch_size=3", "run.overwrite=true"],
         ["modle=x"],
     ):
         done = door("train.py", "recipes=support/sft", "debug=smoke", f"run.root={chain}", *more)
@@ -267,7 +267,7 @@ def test_chat_answers_alone_and_side_by_side(chain, door):
         (["chat.py", "hello"], 2, "is not key=value"),
         (["report.py", "recipe=nothing"], 2, "has no finished stage"),
         (["pipeline.py", "recipe=suport"], 2, "did you mean support"),
-        (["pipeline.py", "recipe=support", "stages=[dppo]"], 2, "did you mean dpo"),
+        (["pipeline.py", "recipe=support", "stages=[dppo]"], 2, "did you mean ppo, dpo"),
         (["pipeline.py", "recipe=support", "method.args.betta=1"], 2, "no stage of support knows this key"),
         (["train.py", "recipes=support/sft", "run.stage=x", "dataset.path=nowhere.jsonl"], 3, "no such file"),
         (["train.py", "recipes=support/sft", "run.stage=x", "dataset.columns.prompt=promt"], 3, "did you mean prompt"),

@@ -30,6 +30,11 @@ def enter(main: Callable[[], Any]) -> None:
                 "--experimental-rerun loads a pickle, which could run anything; use the overrides of .hydra/overrides.yaml"
             )
         )
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun", "-r", "--run")]
+    sys.argv[1:] = [
+        *flags,
+        *(argument for argument in sys.argv[1:] if argument not in flags),
+    ]  # argparse wants them first
     try:
         main()
     except BaseException as error:

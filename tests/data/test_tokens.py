@@ -123,7 +123,7 @@ def local(compose_stage, tmp_path, tokenizer):
     return build
 
 
-PAIRS = [{"prompt": f"hello {i}", "chosen": "fine " * (i + 1), "rejected": f"bad {i}"} for i in range(8)]
+PAIRS = [{"prompt": f"hello {i}", "chosen": "fine " * (4 * i + 1), "rejected": f"bad {i}"} for i in range(8)]
 
 
 def test_reward_and_dpo_see_exactly_the_same_pairs(local):
@@ -139,7 +139,7 @@ def test_the_ledger_accounts_for_every_row(local):
         {"prompt": "x", "chosen": "same", "rejected": "same"},
         {"prompt": "", "chosen": "a", "rejected": "b"},
     ]
-    ledger = local("dpo", rows, "dataset.bad_rows=drop", "dataset.max_length=40").ledger["train"]
+    ledger = local("dpo", rows, "dataset.bad_rows=drop", "dataset.max_length=24").ledger["train"]
     assert ledger["read"] == len(rows) == ledger["kept"] + sum(ledger["dropped"].values())
     assert ledger["dropped"]["chosen equals rejected"] == 1 and ledger["dropped"]["empty text"] == 1
     assert any(

@@ -21,7 +21,7 @@ def test_a_judge_that_always_takes_the_first_is_unmasked():
 def test_a_clear_winner_has_an_interval_above_one_half():
     found = win_rate([1.0] * 90 + [0.0] * 10)
     assert found.rate == 0.9 and 0.8 < found.low < 0.9 < found.high < 1.0
-    assert win_rate([1.0] * 50).low > 0.9 and win_rate([1.0] * 50).high == 1.0
+    assert win_rate([1.0] * 50).low > 0.9 and win_rate([1.0] * 50).high > 0.999
 
 
 def test_no_outcomes_is_an_error():

@@ -12,7 +12,7 @@ from torch import nn
 from rlhf.args import lora_config, quantization_config
 from rlhf.config import Stage
 from rlhf.errors import ConfigError
-from rlhf.ppo.shared import plain_4bit_kernels
+from rlhf.ppo.shared import plain_4bit_kernels, same_base
 
 
 class Score(nn.Linear):
@@ -135,13 +135,12 @@ def with_adapter(stage: Stage, base: Any, start: str | None, task: str) -> Any:
                     f"adapter.args.{key}={getattr(lora, key)}, but method.start_from={start} has {getattr(stored, key)}\n"
                     f"  fix: adapter.args.{key}={getattr(stored, key)}, or train that stage again"
                 )
-        if stored.base_model_name_or_path and Path(stored.base_model_name_or_path).name and stage.model.path:
-            trained_on, given = stored.base_model_name_or_path, stage.model.path
-            if trained_on != given and Path(trained_on).resolve() != Path(given).resolve():
-                raise ConfigError(
-                    f"model.path={given}, but the adapter method.start_from={start} was trained on {trained_on}\n"
-                    f"  fix: model.path={trained_on}, or method.start_from=null"
-                )
+        trained_on, given = stored.base_model_name_or_path, stage.model.path
+        if trained_on and given and not same_base(trained_on, given):
+            raise ConfigError(
+                f"model.path={given}, but the adapter method.start_from={start} was trained on {trained_on}\n"
+                f"  fix: model.path={trained_on}, or method.start_from=null"
+            )
         lora.target_modules = stored.target_modules
     if task == "SEQ_CLS":
         lora.modules_to_save = ["score"]

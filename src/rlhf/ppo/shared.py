@@ -114,7 +114,7 @@ def read_adapter_config(folder: Path, base: Any, key: str) -> Any:
             f"{key} = {folder}: peft_type is {stored.get('peft_type')}, only LORA adapters can share a base"
         )
     trained_on, given = stored.get("base_model_name_or_path"), getattr(base.config, "_name_or_path", None)
-    if trained_on and given and trained_on != given and os.path.realpath(trained_on) != os.path.realpath(given):
+    if trained_on and given and not same_base(trained_on, given):
         raise ValueError(
             f"{key} = {folder}: trained on base {trained_on!r}, this run uses {given!r}; train it on this base"
         )
@@ -132,6 +132,14 @@ def read_adapter_config(folder: Path, base: Any, key: str) -> Any:
         )
     config.modules_to_save = None
     return copy_config(config)
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two names mean one base: the same id or folder, or the same run of a recipe whose runs were moved."""
+    if one == other or os.path.realpath(one) == os.path.realpath(other):
+        return True
+    ends = [Path(name).parts[-3:] for name in (one, other)]
+    return ends[0] == ends[1] and ends[0][-1] == "final"
 
 
 def load_adapter(peft: Any, adapter: str, folder: Path) -> Tensor | None:
