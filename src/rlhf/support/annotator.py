@@ -10,7 +10,6 @@ import math
 import re
 from functools import lru_cache
 
-from rlhf.support.customers import NAMES
 from rlhf.support.replies import every_sentence, known_words
 from rlhf.support.world import ITEMS, WORLD, subject_of
 
@@ -78,12 +77,9 @@ def prefer(facts: dict[str, str], a: str, b: str, margin: float = MARGIN) -> flo
 
 
 def known(reply: str) -> bool:
-    """Whether each word is one of `known_words` or a customer's name, and only words and plain punctuation occur.
-
-    A name in a reply is odd, and the score takes it as garbled, but it is a word of the language.
-    """
+    """Whether each word is one of `known_words` and nothing but words and plain punctuation occurs."""
     text = _spelled_out(reply)
-    return not re.search(r"[^a-z\s.,!?]", text) and set(re.findall(r"[a-z]+", text)) <= known_words() | set(NAMES)
+    return not re.search(r"[^a-z\s.,!?]", text) and set(re.findall(r"[a-z]+", text)) <= known_words()
 
 
 def features(facts: dict[str, str], reply: str) -> dict[str, bool | float]:
