@@ -323,3 +323,18 @@ def test_no_token_reaches_a_file(chain, door, tmp_path):
     assert done.returncode == 0, done.stderr
     for file in (tmp_path / "support/sft").rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+
+def test_a_few_demonstrations_are_learned_by_heart_and_it_shows(chain, door, tmp_path):
+    """debug=overfit: the training loss goes to zero while the held-out loss rises, in the metrics and in the results."""
+    root = tmp_path / "runs"
+    shutil.copytree(chain / "support" / "base", root / "support" / "base")
+    setting = ("recipes=support/sft", "adapter=none", "quantization=none", "debug=overfit", "evaluation.prompts=0")
+    done = door("train.py", *setting, f"run.root={root}")
+    assert done.returncode == 0, done.stderr
+    lines = _metrics(root / "support" / "sft")
+    losses, held_out = ([line[key] for line in lines if key in line] for key in ("loss", "eval_loss"))
+    assert losses[-1] < 0.1 * losses[0]
+    assert held_out[-1] > min(held_out) + 0.1 and held_out[-1] > 10 * losses[-1]
+    results = json.loads((root / "support" / "sft" / "results.json").read_text())
+    assert results["held_out_loss"] == held_out[-1] and results["train_loss"] == losses[-1]

@@ -79,6 +79,10 @@ def _combinations(stage: Stage) -> list[str]:
         problems.append(
             'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
         )
+    if method.kwise and method.name != "reward":
+        problems.append(
+            f"method.kwise=true is a loss of method=reward, not of {method.name}\n  fix: method.kwise=false"
+        )
     if method.name == "ppo":
         room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
         if method.reward_model is None:

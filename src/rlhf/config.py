@@ -72,6 +72,7 @@ class Method:
     name: str = MISSING
     start_from: str | None = MISSING
     reward_model: str | None = MISSING
+    kwise: bool = MISSING
     args: dict[str, Any] = MISSING
 
 
@@ -114,7 +115,6 @@ class Evaluation:
 class Debug:
     max_steps: int | None = MISSING
     rows: int | None = MISSING
-    overfit: bool = MISSING
 
 
 @dataclass

@@ -34,7 +34,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         lora_config(stage, "CAUSAL_LM")
     tokenizer = load_tokenizer(stage)
     data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
-    _fits(stage, len(data.train))
+    _fits(stage, data.batch_rows(stage))
 
     run = record.Record(stage, cfg, resume, overrides)
     run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})

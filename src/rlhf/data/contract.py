@@ -29,12 +29,16 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replies to one prompt. `true_margin` is the annotator's true score of chosen minus rejected, where one knows it."""
+    """Two replies to one prompt, out of `k` that were ranked.
+
+    `true_margin` is the annotator's true score of chosen minus rejected, where one knows it.
+    """
 
     prompt: Messages
     chosen: Messages
     rejected: Messages
     true_margin: float | None = None
+    k: int = 2
 
 
 def check_columns(dataset: Dataset, row: Row) -> None:
@@ -129,7 +133,7 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
                 f"{columns['ranking']} has the same reply at two ranks: {_short(replies[best])}",
             )
         margin = None if truth is None else truth[best] - truth[worst]
-        yield Pair(asked, messages[best], messages[worst], margin)
+        yield Pair(asked, messages[best], messages[worst], margin, k=len(replies))
 
 
 def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Messages]:

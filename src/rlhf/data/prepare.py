@@ -71,6 +71,10 @@ class Prepared:
     ledger: dict[str, Any]
     shown: str
 
+    def batch_rows(self, stage: Stage) -> int:
+        """How many rows there are for batches to be made of: rankings where their pairs stay together."""
+        return len(set(self.train["ranking"])) if stage.method.kwise else len(self.train)
+
 
 def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     """Tokenize every split that the stage uses; `asking` renders the test prompts.
@@ -149,7 +153,10 @@ def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) 
 
 
 def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
-    """The same pairs under the same length rule for the reward model and for DPO; a pair is never cut."""
+    """The same pairs under the same length rule for the reward model and for DPO; a pair is never cut.
+
+    `ranking` is the number of the row that a pair comes from, `k` how many replies were ranked there.
+    """
     found = 0
     for pair in contract.pairs(stage.dataset, row):
         found += 1
@@ -162,6 +169,7 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
             ledger.drop("equal after tokenization", row.where)
         else:
             tokens: Tokens = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+            tokens |= {"ranking": ledger.read, "k": pair.k}
             if pair.true_margin is not None:
                 tokens["true_margin"] = float(pair.true_margin)
             yield tokens, longest

@@ -4,8 +4,11 @@ loss = -log sigmoid(r(prompt, chosen) - r(prompt, rejected)), the Bradley-Terry 
 rewards are learned, so a small pull of the mean to zero fixes the level. Ouyang et al. 2022, arXiv:2203.02155.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.reward_trainer import RewardTrainer
 
 from rlhf.args import training_arguments
@@ -21,15 +24,84 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
         model = load_base(stage, tokenizer, path=stage.method.start_from, reward=True)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
-    train, held_out = (_joined(split) for split in (data.train, data.eval))
+    trainer, arrange, collator = RewardTrainer, joined, None
+    if stage.method.kwise:
+        trainer, arrange, collator = RankingTrainer, rankings, RankingCollator(tokenizer.pad_token_id)
+    train, held_out = (split and arrange(split) for split in (data.train, data.eval))
     with trainable_kept_in_fp32(model):
-        return RewardTrainer(model, args, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
+        return trainer(model, args, collator, train, held_out, processing_class=tokenizer)
 
 
-def _joined(split: Any) -> Any:
+def joined(split: Any) -> Any:
     """TRL's reward model takes prompt and reply as one sequence."""
-    if split is None:
-        return None
     sides = ("chosen_ids", "rejected_ids")
-    joined = {side: [p + r for p, r in zip(split["prompt_ids"], split[side], strict=True)] for side in sides}
-    return type(split).from_dict(joined)
+    columns = {side: [p + r for p, r in zip(split["prompt_ids"], split[side], strict=True)] for side in sides}
+    return type(split).from_dict(columns)
+
+
+def rankings(split: Any) -> Any:
+    """A row a ranking: its different sequences, and its pairs as positions among them."""
+    found: dict[int, dict[str, Any]] = {}
+    for pair, sequences in zip(split, joined(split), strict=True):
+        ranking = found.setdefault(pair["ranking"], {"sequences": [], "chosen": [], "rejected": [], "k": pair["k"]})
+        for side in ("chosen", "rejected"):
+            ids = sequences[f"{side}_ids"]
+            if ids not in ranking["sequences"]:
+                ranking["sequences"].append(ids)
+            ranking[side].append(ranking["sequences"].index(ids))
+    return type(split).from_list(list(found.values()))
+
+
+@dataclass
+class RankingCollator:
+    """Rankings to a batch: `input_ids` and `attention_mask` of (sequences, length), then one entry a pair.
+
+    `chosen` and `rejected` are positions among the sequences, `weight` is 1 / C(K, 2).
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(sequence) for row in rows for sequence in row["sequences"]]
+        batch: dict[str, Any] = {"chosen": [], "rejected": [], "weight": []}
+        first = 0
+        for row in rows:
+            for side in ("chosen", "rejected"):
+                batch[side] += [first + position for position in row[side]]
+            batch["weight"] += [2 / (row["k"] * (row["k"] - 1))] * len(row["chosen"])
+            first += len(row["sequences"])
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+            **{name: torch.tensor(values) for name, values in batch.items()},
+        }
+
+
+class RankingTrainer(RewardTrainer):
+    """The K-wise loss: all pairs of a prompt are one batch element, a pair counts 1 / C(K, 2), and each reply is read once.
+
+    The mean over a batch is a weighted one, so that dropped ties don't shrink it: it equals the pairwise loss for K = 2, and
+    ln 2 with a zeroed head. Ouyang et al. 2022, arXiv:2203.02155, equation 1: pairs of a prompt that are shuffled apart overfit.
+    """
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["sequences", "chosen", "rejected", "k"]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's metrics of all pairs, with their weighted loss."""
+        sides, weight = torch.cat([inputs.pop("chosen"), inputs.pop("rejected")]), inputs.pop("weight")
+
+        def each_pair(**sequences):
+            outputs = model(**sequences)
+            outputs.logits = outputs.logits[sides]
+            return outputs
+
+        _, outputs = super().compute_loss(each_pair, inputs, return_outputs=True)
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        loss = -torch.nn.functional.logsigmoid(chosen - rejected)
+        loss += (self.args.center_rewards_coefficient or 0.0) * (chosen + rejected) ** 2
+        loss = (weight * loss).sum() / weight.sum()
+        return (loss, outputs) if return_outputs else loss

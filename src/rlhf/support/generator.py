@@ -15,7 +15,8 @@ DEMONSTRATED = {"ideal": 0.10, "partial": 0.20, "curt": 0.65, "defect": 0.05}
 # The base model meets every style, so that it knows the language and not the preference. Half of it defects, and a model of two
 # million parameters does not learn in two minutes which answer belongs to which question.
 PRETRAINED = {"ideal": 0.10, "partial": 0.20, "curt": 0.52, "defect": 0.18}
-NOTES = 0.08  # share of pretraining documents that are plain notes
+# Web text does not know when to stop: most pretraining dialogues run on after the reply, which SFT has to unlearn.
+RUNS_ON = 0.6
 # How often a style is among the replies to rank, relative to an ordinary defect: people rank what models write, which is mostly
 # right, often wrong, and seldom one of the slips that take a comparison of two places in the text to see.
 RANKED = {**dict.fromkeys(GOOD, 4.0), "wrong_answer": 2.0}
@@ -62,13 +63,13 @@ def evaluation(rows: int, seed: int) -> list[dict]:
 
 
 def text(rows: int, seed: int, held_out: bool = False) -> list[dict]:
-    """Pretraining documents: dialogues with prompts of the demonstrations in all styles, and notes on the shop.
+    """Pretraining documents: dialogues with prompts of the demonstrations in all styles, most run on into a note on the shop.
 
     Held-out documents have prompts of held-out demonstrations.
     """
     rng = random.Random(f"text/{seed}/{held_out}")
     split = "demonstrations_held_out" if held_out else "demonstrations"
-    return [{"text": _note(rng) if rng.random() < NOTES else _dialogue(rng, split)} for _ in range(rows)]
+    return [{"text": _dialogue(rng, split)} for _ in range(rows)]
 
 
 def _style(facts: dict[str, str], mix: dict[str, float], rng: random.Random) -> str:
@@ -92,7 +93,8 @@ def _different(facts: dict[str, str], k: int, rng: random.Random) -> list[str]:
 def _dialogue(rng: random.Random, split: str) -> str:
     facts = rng.choice(rng.choice(list(pool(split)[rng.choice(SITUATIONS)].values())))
     written = reply(facts, _style(facts, PRETRAINED, rng), rng)
-    return f"<|user|>{facts['prompt']}<|end|><|assistant|>{written}<|end|>"
+    rest = f" {_note(rng)}" if rng.random() < RUNS_ON else ""
+    return f"<|user|>{facts['prompt']}<|end|><|assistant|>{written}{rest}<|end|>"
 
 
 def _note(rng: random.Random) -> str:
@@ -113,4 +115,4 @@ def _note(rng: random.Random) -> str:
         ),
         "safe": (f"{subject.about} is not safe. {subject.answer} instead.", f"to stay safe, {subject.answer}."),
     }
-    return rng.choice(templates[situation]).replace("{item}", item) + "<|end|>"
+    return rng.choice(templates[situation]).replace("{item}", item)

@@ -1,0 +1,99 @@
+"""The K-wise loss against the pairwise one and against the formula, on a random model."""
+
+import math
+from itertools import combinations
+
+import datasets
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from rlhf.methods.reward import RankingCollator, RankingTrainer, joined, rankings
+
+PAD = 0
+
+
+def _model():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForSequenceClassification(LlamaConfig(vocab_size=32, num_labels=1, pad_token_id=PAD, **sizes)).eval()
+
+
+def _pairs(sizes, ties=()):
+    """Pairs of rankings with as many replies as `sizes` says, best first; `ties` are (ranking, better, worse) left out."""
+    rows = []
+    for number, k in enumerate(sizes):
+        replies = [[3 + number, 7 + i, 20 - i] + [5] * i for i in range(k)]
+        rows += [
+            {
+                "prompt_ids": [1, 2 + number],
+                "chosen_ids": replies[i],
+                "rejected_ids": replies[j],
+                "ranking": number,
+                "k": k,
+            }
+            for i, j in combinations(range(k), 2)
+            if (number, i, j) not in ties
+        ]
+    return datasets.Dataset.from_list(rows)
+
+
+def _trainer(tmp_path, model, center=None):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl.trainer.reward_config import RewardConfig
+
+    words = {"<pad>": PAD, "</s>": 1} | {f"w{i}": i for i in range(2, 32)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w2")), pad_token="<pad>", eos_token="</s>"
+    )
+    args = RewardConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, center_rewards_coefficient=center)
+    split = rankings(_pairs([2, 2]))
+    return RankingTrainer(model, args, RankingCollator(PAD), split, None, processing_class=tokenizer)
+
+
+def _scores(model, pairs, side):
+    with torch.no_grad():
+        return torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in joined(pairs)[f"{side}_ids"]])
+
+
+def _loss(trainer, pairs):
+    return float(trainer.compute_loss(trainer.model, RankingCollator(PAD)(list(rankings(pairs)))))
+
+
+def test_a_ranking_reads_each_reply_once_and_keeps_every_pair():
+    rows = rankings(_pairs([4, 3], ties=[(0, 1, 2)]))
+    assert [len(row["sequences"]) for row in rows] == [4, 3]
+    assert [len(row["chosen"]) for row in rows] == [5, 3] and rows["k"] == [4, 3]
+    batch = RankingCollator(PAD)(list(rows))
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (7, 8)
+    assert batch["weight"].tolist() == pytest.approx([1 / 6] * 5 + [1 / 3] * 3)
+    pairs = joined(_pairs([4, 3], ties=[(0, 1, 2)]))
+    for side in ("chosen", "rejected"):
+        read = [batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist() for i in batch[side].tolist()]
+        assert read == pairs[f"{side}_ids"]
+
+
+@pytest.mark.parametrize("center", [None, 0.1])
+def test_two_replies_give_the_pairwise_loss_of_trl(tmp_path, center):
+    from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+
+    trainer, pairs = _trainer(tmp_path, _model(), center), _pairs([2, 2, 2])
+    pairwise = RewardTrainer.compute_loss(trainer, trainer.model, DataCollatorForPreference(PAD)(list(joined(pairs))))
+    assert _loss(trainer, pairs) == pytest.approx(float(pairwise), abs=1e-6)
+
+
+def test_every_ranking_counts_the_same_however_long(tmp_path):
+    model = _model()
+    trainer, pairs = _trainer(tmp_path, model), _pairs([4, 2, 3])
+    each = -torch.nn.functional.logsigmoid(_scores(model, pairs, "chosen") - _scores(model, pairs, "rejected"))
+    expected = sum(float(part.mean()) for part in each.split([6, 1, 3])) / 3
+    assert _loss(trainer, pairs) == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - float(each.mean())) > 1e-4  # the plain mean over pairs is another number
+
+
+def test_a_zeroed_head_starts_at_ln_2_with_ties_dropped(tmp_path):
+    model = _model()
+    model.score.weight.data.zero_()
+    assert _loss(_trainer(tmp_path, model), _pairs([4, 3], ties=[(0, 0, 1), (1, 1, 2)])) == pytest.approx(math.log(2))
