@@ -15,7 +15,7 @@ DEMONSTRATED = {"ideal": 0.10, "partial": 0.20, "curt": 0.65, "defect": 0.05}
 # The base model meets every style, so that it knows the language and not the preference. Half of it defects, and a model of two
 # million parameters does not learn in two minutes which answer belongs to which question.
 PRETRAINED = {"ideal": 0.10, "partial": 0.20, "curt": 0.52, "defect": 0.18}
-# Web text does not know when to stop: most pretraining dialogues run on after the reply, which SFT has to unlearn.
+# Web text does not know when to stop: most pretraining dialogues run on after the reply, which SFT unlearns.
 RUNS_ON = 0.6
 # How often a style is among the replies to rank, relative to an ordinary defect: people rank what models write, which is mostly
 # right, often wrong, and seldom one of the slips that take a comparison of two places in the text to see.
@@ -93,7 +93,7 @@ def _different(facts: dict[str, str], k: int, rng: random.Random) -> list[str]:
 def _dialogue(rng: random.Random, split: str) -> str:
     facts = rng.choice(rng.choice(list(pool(split)[rng.choice(SITUATIONS)].values())))
     written = reply(facts, _style(facts, PRETRAINED, rng), rng)
-    rest = f" {_note(rng)}" if rng.random() < RUNS_ON else ""
+    rest = f" also, {_note(rng)}" if rng.random() < RUNS_ON else ""
     return f"<|user|>{facts['prompt']}<|end|><|assistant|>{written}{rest}<|end|>"
 
 
