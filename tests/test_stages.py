@@ -105,10 +105,11 @@ def test_dpo_starts_at_ln_2(chain):
     assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_reward_starts_at_ln_2_with_a_zeroed_head(chain):
+@pytest.mark.parametrize("kwise", [True, False])
+def test_reward_starts_at_ln_2_with_a_zeroed_head(chain, kwise):
     import torch
 
-    _, _, trainer, _ = _build(chain, "reward", "method.args.center_rewards_coefficient=null")
+    _, _, trainer, _ = _build(chain, "reward", f"method.kwise={kwise}", "method.args.center_rewards_coefficient=null")
     for name, parameter in trainer.model.named_parameters():
         if "score" in name:
             assert parameter.dtype == torch.float32
@@ -287,29 +288,14 @@ def test_doors_refuse_bad_input(chain, door, arguments, code, message):
 def test_a_sweep_makes_a_run_a_job(chain, door, tmp_path):
     root = tmp_path / "runs"
     shutil.copytree(chain, root)
-    done = door(
-        "train.py",
-        "recipes=support/dpo",
-        "debug=smoke",
-        f"run.root={root}",
-        "-m",
-        "method.args.beta=0.05,0.1",
-        "seed=1,2",
-    )
+    settings = ("recipes=support/dpo", "debug=smoke", f"run.root={root}", "-m", "method.args.beta=0.05,0.1", "seed=1,2")
+    done = door("train.py", *settings)
     assert done.returncode == 0, done.stderr
     runs = sorted(path.parent for path in root.glob("support/dpo-sweep/*/run.json"))
     assert len(runs) == 4
     betas = {json.loads((run / "trainer_args.json").read_text())["beta"] for run in runs}
     assert betas == {0.05, 0.1}
-    again = door(
-        "train.py",
-        "recipes=support/dpo",
-        "debug=smoke",
-        f"run.root={root}",
-        "-m",
-        "method.args.beta=0.05,0.1",
-        "seed=1,2",
-    )
+    again = door("train.py", *settings)
     assert again.returncode == 0 and again.stdout.count("is finished and unchanged") == 4, again.stderr
 
 

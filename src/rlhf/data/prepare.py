@@ -155,7 +155,8 @@ def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) 
 def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
     """The same pairs under the same length rule for the reward model and for DPO; a pair is never cut.
 
-    `ranking` is the number of the row that a pair comes from, `k` how many replies were ranked there.
+    `ranking` is the number of the row that a pair comes from, `k` how many replies were ranked there, `length` that of the
+    longer sequence.
     """
     found = 0
     for pair in contract.pairs(stage.dataset, row):
@@ -169,7 +170,7 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
             ledger.drop("equal after tokenization", row.where)
         else:
             tokens: Tokens = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-            tokens |= {"ranking": ledger.read, "k": pair.k}
+            tokens |= {"ranking": ledger.read, "k": pair.k, "length": longest}
             if pair.true_margin is not None:
                 tokens["true_margin"] = float(pair.true_margin)
             yield tokens, longest

@@ -20,6 +20,11 @@ class TokenizedDPOTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
 
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns.append("length")  # for train_sampling_strategy=group_by_length
+
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> DPOTrainer:
     """A trainer that starts from the SFT weights; TRL keeps a frozen copy of the adapter as the reference (`ref`).
