@@ -37,7 +37,9 @@ def kl_estimates(logprobs: Tensor, reference_logprobs: Tensor) -> tuple[Tensor, 
     joschu.net/blog/kl-approx).
 
     Both have the KL as their expectation under the policy. k1 belongs into the reward (its gradient is unbiased there,
-    that of k3 is not: arXiv:2512.21852); k3 is never negative, which makes it the better number to look at.
+    that of k3 is not: arXiv:2512.21852); k3 is never negative, which makes it the better number to look at. In training
+    both are of the distributions sampled from, at `temperature`, since those are what a step moves; evaluation measures
+    the KL at temperature 1, which compares across runs and with DPO.
     """
     k1 = logprobs - reference_logprobs
     return k1, torch.expm1(-k1) + k1
@@ -62,7 +64,8 @@ def generalized_advantages(
 
     The state behind the last token is terminal with value 0, also for a reply cut off at the length limit: that text is
     what a reader gets, and its score has already been replaced (`scoring.shape_scores`), so there is nothing to
-    bootstrap.
+    bootstrap. One gamma and one lambda serve advantages and returns of any length; what decouples them
+    (arXiv:2503.01491) pays off in chains of thought thousands of tokens long.
     """
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
     advantages = torch.zeros_like(rewards)

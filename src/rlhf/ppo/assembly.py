@@ -10,13 +10,20 @@ from rlhf.ppo.roles import Role, ScalarHead, copy_adapter, disable_dropout
 
 
 def assemble(
-    model: Any, ref_model: Any, reward_model: Any, value_model: Any, peft_config: Any, device: torch.device
+    model: Any,
+    ref_model: Any,
+    reward_model: Any,
+    value_model: Any,
+    peft_config: Any,
+    device: torch.device,
+    vocabulary: int,
 ) -> tuple[Role, Role, Any, Role]:
     """Policy, reference, reward and value; a reward that is no model (a scorer) is handed through.
 
     Wraps what is not a Role yet, switches dropout off, moves plain models to the device and freezes what is not
-    trained. Raises ValueError when two roles would share what one of them trains, or a trained role has nothing to
-    train.
+    trained. `peft_config` is the policy's, as in TRL; a value is an adapter if it comes as a PeftModel or a Role.
+    Raises ValueError when two roles would share what one of them trains, a trained role has nothing to train or is
+    quantized without an adapter, or a role has no embedding for some of the tokenizer's `vocabulary` ids.
     """
     if model is ref_model or reward_model is value_model:
         raise ValueError(
@@ -28,9 +35,15 @@ def assemble(
     value = value_model if isinstance(value_model, Role) else scalar_role("value", value_model, trained=True)
     is_model = isinstance(reward_model, torch.nn.Module)
     reward = scalar_role("reward", reward_model, trained=False) if is_model else reward_model
+    ids = min(vocabulary, policy.embeddings)
     for role in (policy, reference, reward, value):
         if not isinstance(role, Role):
             continue
+        if role.embeddings < ids:
+            raise ValueError(
+                f"{role.name} model has {role.embeddings} embeddings for a vocabulary of {ids} ids; use one trained "
+                "with the policy's tokenizer, or a scorer of text"
+            )
         disable_dropout(role.model)
         role.model.eval()
         if role.peft is None and not getattr(role.model, "is_quantized", False):
@@ -38,6 +51,11 @@ def assemble(
         if not role.trained:
             for _, parameter in role.named_parameters():
                 parameter.requires_grad_(False)
+        elif role.peft is None and getattr(role.model, "is_quantized", False):
+            raise ValueError(
+                f"{role.name} model is quantized and has no adapter, so only its norms, embeddings and head could "
+                "learn; wrap it with get_peft_model, or use shared_roles"
+            )
         elif not role.trainable():
             raise ValueError(f"{role.name} has no trainable parameter; give it an adapter or unfreeze it")
     for role in (policy, reference):

@@ -31,7 +31,11 @@ class ValueTerms:
 
 
 def policy_terms(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float) -> PolicyTerms:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)) summed over tokens, r = exp(new - old log-probability); all inputs `[N]`."""
+    """max(-A r, -A clip(r, 1 - c, 1 + c)) summed over tokens, r = exp(new - old log-probability); all inputs `[N]`.
+
+    That is all: no entropy bonus, dual clip or pretraining loss. The KL in the reward holds the policy near the
+    reference, and `max_update_kl` ends an update that runs away.
+    """
     difference = logprobs - old_logprobs
     ratio = torch.exp(difference)
     unclipped = -advantages * ratio

@@ -71,6 +71,11 @@ class Role:
     def hidden_size(self) -> int:
         return self.model.config.get_text_config().hidden_size
 
+    @property
+    def embeddings(self) -> int:
+        """How many token ids the model takes."""
+        return self.model.get_input_embeddings().num_embeddings
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that belongs to this role alone: its adapter and head, or its whole model."""
         seen = set()

@@ -45,6 +45,8 @@ def check_args(args: Any, tokenizer: Any) -> None:
         found.append(f"missing_eos_penalty = {args.missing_eos_penalty} must not be negative: it is subtracted")
     if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
         found.append("activation_checkpointing_kwargs.use_reentrant = true gives adapters no gradient; use false")
+    if args.fsdp or args.deepspeed:
+        found.append("fsdp and deepspeed shard over several processes, this trainer runs on one device; leave them out")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         found.append("WORLD_SIZE is above 1: this trainer runs on one device; start one process")
     if found:
@@ -52,7 +54,10 @@ def check_args(args: Any, tokenizer: Any) -> None:
 
 
 def eos_token_ids(args: Any, tokenizer: Any, model: Any) -> tuple[int, ...]:
-    """Every id that ends a reply; chat models often have two (end of turn, end of text)."""
+    """Every id that ends a reply; chat models often have two (end of turn, end of text).
+
+    Ids only, no strings: a string can end inside a token, which would then be neither in the reply nor out of it.
+    """
     if args.eos_token_ids is not None:
         ids = list(args.eos_token_ids)
     elif args.stop_token_id is not None:
@@ -77,27 +82,34 @@ def eos_token_ids(args: Any, tokenizer: Any, model: Any) -> tuple[int, ...]:
 def set_batch_sizes(args: Any, rows: int) -> int:
     """Fills in the sizes that TRL's config leaves open and returns the rows of a micro-batch.
 
-    Episodes that do not fill a batch are not trained on: the run never exceeds `total_episodes`.
+    TRL overwrites these fields when they are set; here one that contradicts is refused. Episodes that do not fill a
+    batch are not trained on: the run never exceeds `total_episodes`.
     """
-    args.world_size = 1
-    args.micro_batch_size = args.per_device_train_batch_size
-    args.local_batch_size = args.batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if args.batch_size % args.num_mini_batches:
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if batch % args.num_mini_batches:
+        raise ValueError(f"num_mini_batches = {args.num_mini_batches} does not divide the batch of {batch} prompts")
+    minibatch = batch // args.num_mini_batches
+    micro = min(args.per_device_train_batch_size, minibatch)
+    if minibatch % micro:
         raise ValueError(
-            f"num_mini_batches = {args.num_mini_batches} does not divide the batch of {args.batch_size} prompts"
-        )
-    args.local_mini_batch_size = args.mini_batch_size = args.batch_size // args.num_mini_batches
-    micro = min(args.per_device_train_batch_size, args.mini_batch_size)
-    if args.mini_batch_size % micro:
-        raise ValueError(
-            f"a minibatch of {args.mini_batch_size} prompts does not split into micro-batches of {micro}; change "
+            f"a minibatch of {minibatch} prompts does not split into micro-batches of {micro}; change "
             f"per_device_train_batch_size (now {args.per_device_train_batch_size}) or num_mini_batches"
         )
     if args.total_episodes is None:
         args.total_episodes = int(args.num_train_epochs * rows)
-    args.num_total_batches = args.max_steps if args.max_steps > 0 else args.total_episodes // args.batch_size
-    if rows >= args.batch_size and args.num_total_batches < 1:
-        raise ValueError(f"total_episodes = {args.total_episodes} is less than one batch of {args.batch_size} prompts")
+    updates = args.max_steps if args.max_steps > 0 else args.total_episodes // batch
+    if rows >= batch and updates < 1:
+        raise ValueError(f"total_episodes = {args.total_episodes} is less than one batch of {batch} prompts")
+    sizes = {"world_size": 1, "micro_batch_size": args.per_device_train_batch_size, "num_total_batches": updates}
+    sizes |= {"local_batch_size": batch, "batch_size": batch}
+    sizes |= {"local_mini_batch_size": minibatch, "mini_batch_size": minibatch}
+    for name, size in sizes.items():
+        if getattr(args, name) not in (None, size):
+            raise ValueError(
+                f"{name} = {getattr(args, name)} contradicts the {size} that follow from per_device_train_batch_size, "
+                "gradient_accumulation_steps, num_mini_batches and total_episodes; set those and leave it out"
+            )
+        setattr(args, name, size)
     return micro
 
 

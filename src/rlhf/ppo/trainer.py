@@ -79,7 +79,9 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.prompts = PromptOrder(len(train_dataset), args.batch_size, args.seed)
         self.accelerator = Accelerator(cpu=args.use_cpu)
         given = (model, ref_model, reward_model, value_model)
-        self.policy, self.reference, reward, self.value = assemble(*given, peft_config, args.device)
+        self.policy, self.reference, reward, self.value = assemble(
+            *given, peft_config, args.device, len(processing_class)
+        )
         scorer = (
             RoleScorer(reward, self.pad_id, self.micro_batch_size, self.autocast)
             if isinstance(reward, Role)
@@ -90,9 +92,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.ref_model, self.reward_model, self.value_model = self.reference.model, reward_model, self.value.model
         self.is_peft_model = self.policy.peft is not None
         self.model_adapter_name, self.ref_adapter_name = self.policy.adapter, self.reference.adapter
-        self.eval_datasets = (
-            eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset} if eval_dataset else {}
-        )
+        self.eval_datasets = named(eval_dataset)
         self._check_prompts()
         self.optimizer, self.lr_scheduler = optimizers
         self.optimizer_cls_and_kwargs = None
@@ -127,7 +127,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         limits = {
             "response_length": self.args.response_length,
             "context": getattr(config, "max_position_embeddings", None),
-            "vocabulary": self.policy.model.get_input_embeddings().num_embeddings,
+            "vocabulary": self.policy.embeddings,
         }
         check_prompts(self.train_dataset, "train_dataset", **limits)
         for name, dataset in self.eval_datasets.items():
@@ -233,13 +233,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
     ) -> dict[str, float]:
         """Samples replies to the evaluation prompts, logs `eval_objective/...` and appends to `samples.jsonl`."""
         args, logs = self.args, {}
-        given = (
-            eval_dataset
-            if isinstance(eval_dataset, dict)
-            else {"": eval_dataset}
-            if eval_dataset
-            else self.eval_datasets
-        )
+        given = named(eval_dataset) or self.eval_datasets
         if not given:
             raise ValueError("no eval_dataset was given; pass one, or set eval_strategy = no")
         temperature = args.eval_temperature or 1.0
@@ -300,3 +294,8 @@ class PPOTrainer(trl_ppo.PPOTrainer):
 
         write_complete(folder, write)
         rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+
+def named(dataset: Any) -> dict[str, Any]:
+    """One evaluation set, several by name, or none, as a dict of them."""
+    return dataset if isinstance(dataset, dict) else {"": dataset} if dataset else {}
