@@ -9,13 +9,11 @@ import copy
 
 import pytest
 import torch
+from contenders import Ours, Stock
 from datasets import Dataset
-from trl.experimental import ppo as stock_ppo
-from trl.experimental.ppo import ppo_trainer as stock_module
 
 from rlhf.ppo.passes import Forward
-from rlhf.ppo.rollout import Replies, stream
-from rlhf.ppo.trainer import PPOConfig, PPOTrainer
+from rlhf.ppo.rollout import stream
 
 UPDATES, REPLY, TEMPERATURE = 5, 9, 0.7
 COMPARED = ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "policy/approxkl_avg")
@@ -80,24 +78,16 @@ def test_five_updates_equal_those_of_stock(workshop, tmp_path, monkeypatch, whit
         )
         return made, policy, value
 
-    calls = []
+    def reply_in(trainer):
+        return lambda prompt: reply_to(prompt, trainer.state.global_step)
 
-    def generation(model, queries, chunk, pad, config):
-        calls.append(1)
-        replies = [reply_to([t for t in row if t != pad], len(calls)) for row in queries.tolist()]
-        both = torch.cat([queries, torch.tensor(replies)], 1)
-        logits = stock_module.forward(model, both, pad).logits[:, queries.shape[1] - 1 : -1] / (TEMPERATURE + 1e-7)
-        return both, logits.detach()
-
-    monkeypatch.setattr(stock_module, "batch_generation", generation)
-    stock, stock_policy, stock_value = build(stock_ppo.PPOTrainer, stock_ppo.PPOConfig)
+    stock, stock_policy, stock_value = build(Stock.trainer, Stock.config)
+    Stock(tmp_path, monkeypatch).force(stock, reply_in(stock))
     stock.train()
 
-    ours, policy, value = build(PPOTrainer, PPOConfig, eos_token_ids=[])
+    ours, policy, value = build(Ours.trainer, Ours.config, eos_token_ids=[])
     ours.loop.forward = Forward(TEMPERATURE, (), 7, ours.autocast)
-    ours.loop.sample = lambda prompts, update: Replies(
-        [reply_to(p, update) for p in prompts], [[0.0] * REPLY for _ in prompts], [False] * len(prompts)
-    )
+    Ours(tmp_path, monkeypatch).force(ours, reply_in(ours))
     ours.train()
 
     for key in COMPARED:

@@ -1,0 +1,66 @@
+"""Adapters and 4-bit bases: who is trained, and from where the reference starts."""
+
+from typing import Any
+
+import pytest
+import torch
+from contenders import defect, equal, logged, refusal, tiny_policy, tiny_scorer, weights
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from rlhf.ppo.shared import plain_4bit_kernels
+
+
+def lora(task: str) -> Any:
+    return LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type=task)
+
+
+def in_4bit(model: Any, auto: Any, folder: Any) -> Any:
+    model.save_pretrained(folder)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    quantized = auto.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
+    plain_4bit_kernels(quantized)
+    return quantized
+
+
+@defect("ppo_trainer.py:441-442 and 577-588, TRL#1340: the reference is the base below the SFT adapter")
+def test_the_reference_is_the_sft_adapter(contender):
+    policy = get_peft_model(tiny_policy(), lora("CAUSAL_LM"))
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    trainer = contender.build(policy=policy)
+    trainer.train()
+    assert logged(trainer, "objective/kl") == pytest.approx([0.0], abs=1e-4)
+
+
+@defect(
+    "ppo_trainer.py:280 and experimental/utils.py:773: the backbone of a LoRA value is taken to be the classifier",
+    raises=ValueError,
+    match="Cannot handle batch sizes > 1",
+)
+def test_a_value_can_be_an_adapter(contender):
+    value = get_peft_model(tiny_scorer(2, pad_token_id=None), lora("SEQ_CLS"))
+    trainer = contender.build(value=value)
+    before = weights(value)
+    trainer.train()
+    assert not equal(weights(value), before)
+
+
+@defect(
+    "ppo_trainer.py:431-433: a 4-bit policy with peft_config cannot take a step",
+    raises=RuntimeError,
+    match="same dtype",
+)
+def test_a_4bit_policy_trains_an_adapter(contender, tmp_path):
+    policy = in_4bit(tiny_policy(), AutoModelForCausalLM, tmp_path / "base")
+    trainer = contender.build(policy=policy, peft_config=lora("CAUSAL_LM"), bf16=True)
+    trainer.train()
+    trained = [p for n, p in policy.named_parameters() if "lora_B" in n and "reference" not in n]
+    assert trained and all(bool(p.any()) for p in trained)
+
+
+@defect("ppo_trainer.py:431 and 494: of a 4-bit value only norms, embeddings and head are trained, silently")
+def test_a_4bit_value_without_an_adapter_is_refused(contender, tmp_path):
+    value = in_4bit(tiny_scorer(2), AutoModelForSequenceClassification, tmp_path / "base")
+    assert "adapter" in refusal(lambda: contender.build(value=value))
