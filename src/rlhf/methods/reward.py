@@ -99,9 +99,11 @@ class RankingTrainer(RewardTrainer):
             outputs.logits = outputs.logits[sides]
             return outputs
 
-        _, outputs = super().compute_loss(each_pair, inputs, return_outputs=True)
+        args: Any = self.args
+        reads_once: Any = each_pair
+        outputs: Any = super().compute_loss(reads_once, inputs, return_outputs=True)[1]
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         loss = -torch.nn.functional.logsigmoid(chosen - rejected)
-        loss += (self.args.center_rewards_coefficient or 0.0) * (chosen + rejected) ** 2
+        loss += (args.center_rewards_coefficient or 0.0) * (chosen + rejected) ** 2
         loss = (weight * loss).sum() / weight.sum()
         return (loss, outputs) if return_outputs else loss
