@@ -133,6 +133,10 @@ def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in known:
             continue
+        allowed = typing.get_args(hints[key]) if typing.get_origin(hints[key]) is typing.Literal else (value,)
+        if value not in allowed:
+            choices = ", ".join(map(str, allowed))
+            problems.append(f"{where}.{key}={value!r} is not one of {choices}{nearest(value, map(str, allowed))}")
         kind = _scalar(hints[key])
         if kind is None or value is None:
             values[key] = value
@@ -181,5 +185,5 @@ def quantization_config(stage: Stage) -> Any:
             raise ConfigError(f"quantization.args.{key} is not a field of BitsAndBytesConfig{nearest(key, known)}")
     compute = "bfloat16" if stage.hardware.precision == "bf16" else "float32"
     # the scalar head must stay out of it: quantized, it could not be trained or loaded back
-    fixed = {"llm_int8_skip_modules": ["lm_head", "score"], "bnb_4bit_compute_dtype": compute}
+    fixed = {"llm_int8_skip_modules": ["lm_head", "score", "classifier"], "bnb_4bit_compute_dtype": compute}
     return BitsAndBytesConfig(**(fixed | dict(stage.quantization.args)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf.config import REPO, Stage, options
 from rlhf.errors import ConfigError, nearest
+from rlhf.ppo.rules import PREFIX, RULES
 
 ALLOWED = {
     "method.name": ("sft", "reward", "dpo", "ppo"),
@@ -85,8 +86,7 @@ def _combinations(stage: Stage) -> list[str]:
         )
     if method.name == "ppo":
         room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
-        if method.reward_model is None:
-            problems.append("method.reward_model is null; ppo needs the weights of a reward stage")
+        problems += _rewards(stage)
         if room > stage.dataset.max_length:
             problems.append(
                 f"method.args.response_length + dataset.max_prompt_length = {room} is more than dataset.max_length="
@@ -107,12 +107,29 @@ def _combinations(stage: Stage) -> list[str]:
     return problems
 
 
+def _rewards(stage: Stage) -> list[str]:
+    """What can be said about `method.reward_model` without reading a file."""
+    given = stage.method.reward_models
+    if not given or not all(isinstance(value, str) and value for value in given):
+        return [
+            f"method.reward_model={stage.method.reward_model}: ppo needs somebody who scores replies\n"
+            "  fix: method.reward_model=<folder or hub id>, function:<name>, or a list of those"
+        ]
+    names = [value.removeprefix(PREFIX) for value in given if value.startswith(PREFIX)]
+    return [
+        f"method.reward_model={PREFIX}{name} is not a function{nearest(name, RULES)}\n  allowed: {', '.join(RULES)}"
+        for name in names
+        if name not in RULES
+    ]
+
+
 def _files(stage: Stage, planned: Sequence[str]) -> list[str]:
     """Predecessors that have not run, and templates and data files that are not there."""
     problems = []
-    for key in ("model.path", "method.start_from", "method.reward_model"):
-        value = _get(stage, key)
-        if isinstance(value, str):
+    named = [(key, _get(stage, key)) for key in ("model.path", "method.start_from")]
+    named += [("method.reward_model", value) for value in stage.method.reward_models]
+    for key, value in named:
+        if isinstance(value, str) and not value.startswith(PREFIX):
             problems += _weights(stage, key, value, planned)
     template = template_file(stage.model.chat_template)
     if template is not None and not template.is_file():

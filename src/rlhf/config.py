@@ -71,9 +71,16 @@ class Dataset:
 class Method:
     name: str = MISSING
     start_from: str | None = MISSING
-    reward_model: str | None = MISSING
+    reward_model: Any = MISSING  # None, a text, or a list of texts, which OmegaConf has no type for
+    reward_label: str | None = MISSING
     kwise: bool = MISSING
     args: dict[str, Any] = MISSING
+
+    @property
+    def reward_models(self) -> list[str]:
+        """`reward_model` as a list: empty, one, or the members of an ensemble."""
+        given = self.reward_model
+        return [] if given is None else list(given) if isinstance(given, list) else [given]
 
 
 @dataclass

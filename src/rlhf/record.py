@@ -38,13 +38,18 @@ def inputs(stage: Stage) -> dict[str, str]:
     settings["method"] = {
         **settings["method"],
         "start_from": _portable(stage, stage.method.start_from),
-        "reward_model": _portable(stage, stage.method.reward_model),
+        "reward_model": [_portable(stage, path) for path in stage.method.reward_models],
     }
     found = {"config": _digest(settings), "data": sources.fingerprint(stage.dataset)}
-    for key in (stage.model.path, stage.method.start_from, stage.method.reward_model):
+    for key in _weights(stage):
         if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == "final":
             found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
     return found
+
+
+def _weights(stage: Stage) -> tuple[str | None, ...]:
+    """Everything that this stage reads weights from, by the names in its configuration."""
+    return (stage.model.path, stage.method.start_from, *stage.method.reward_models)
 
 
 def _portable(stage: Stage, path: str | None) -> str | None:
@@ -174,7 +179,7 @@ def write_json(path: Path, content: Any) -> None:
 def lineage(stage: Stage) -> list[dict[str, str]]:
     """Every finished run below this one, with the id of each: the whole chain of weights."""
     chain: dict[str, dict[str, str]] = {}
-    for path in (stage.model.path, stage.method.start_from, stage.method.reward_model):
+    for path in _weights(stage):
         run = read_run(Path(path).parent) if path is not None and Path(path).name == "final" else {}
         if run:
             chain |= {entry["id"]: entry for entry in run.get("lineage", [])}

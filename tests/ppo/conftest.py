@@ -32,6 +32,14 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1, **options)
 
 
+def shake(model: Any, seed: int) -> None:
+    """Gives every LoRA-B weights, as training would: a zero B would make all adapters the same function."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
 @dataclass
 class Workshop:
     """Where the tiny base, its adapters and its tokenizer lie."""
@@ -54,22 +62,17 @@ class Workshop:
         plain_4bit_kernels(model)
         return model
 
-    lora = staticmethod(lora)
+    lora, shake = staticmethod(lora), staticmethod(shake)
 
     def load_reward(self, path: Path | None = None) -> Any:
         torch.manual_seed(3)
         return AutoModelForSequenceClassification.from_pretrained(path or self.base, num_labels=1, dtype=torch.float32)
 
-    def roles(self, quantized: bool = False, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-        return shared_roles(self.load(quantized, dtype), self.tokenizer, self.sft, self.reward, **options)
-
-
-def shake(model: Any, seed: int) -> None:
-    """Gives every LoRA-B weights, as training would: a zero B would make all adapters the same function."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    def roles(
+        self, quantized: bool = False, dtype: torch.dtype = torch.float32, reward: Path | None = None, **options: Any
+    ) -> Any:
+        base = self.load(quantized, dtype)
+        return shared_roles(base, self.tokenizer, self.sft, reward or self.reward, **options)
 
 
 @pytest.fixture(scope="session")

@@ -220,7 +220,7 @@ def test_scorers_combine(workshop):
     prompts, replies, rows = [[5]], [[6, 2]], [{}]
     members = [FunctionScorer(lambda p, r, d, s=s: [s], workshop.tokenizer) for s in (1.0, 3.0)]
     assert Combined(members)(prompts, replies, rows).tolist() == [2.0]
-    assert Combined(members, "min")(prompts, replies, rows).tolist() == [1.0]
+    assert Combined(members, "minimum")(prompts, replies, rows).tolist() == [1.0]
     assert Combined(members, "mean_minus_spread", 0.5)(prompts, replies, rows).tolist() == [1.5]
     wrong = FunctionScorer(lambda p, r, d: [1.0, 2.0], workshop.tokenizer)
     with pytest.raises(ValueError, match="for 1 replies"):

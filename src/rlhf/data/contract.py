@@ -103,6 +103,16 @@ def prompt(dataset: Dataset, row: Row) -> Messages:
     return _split_pair(dataset, row)[0]
 
 
+def reference(dataset: Dataset, row: Row) -> str:
+    """The reply that a row itself gives to its prompt, for rewards that compare with it; empty where it has none."""
+    columns = dataset.columns
+    if {"prompt", "completion"} <= set(columns) and columns["completion"] in row.values:
+        return _reply(dataset, row.values[columns["completion"]], columns["completion"])[-1]["content"]
+    if "messages" in columns and "prompt" not in columns:
+        return dialogue(dataset, row)[-1]["content"]
+    return ""
+
+
 def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
     columns = dataset.columns
     asked = _checked(dataset, _messages(dataset, row.values[columns["prompt"]], columns["prompt"]), last="user")

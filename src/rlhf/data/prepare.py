@@ -186,7 +186,17 @@ def _prompts(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iter
         _too_long(stage.dataset, row, ledger, len(ids))
         return
     facts = json.dumps(row.values["facts"], sort_keys=True) if "facts" in row.values else "null"
-    yield {"input_ids": ids, "prompt": messages[-1]["content"], "facts": facts}, len(ids)
+    yield (
+        {
+            "input_ids": ids,
+            "prompt": messages[-1]["content"],
+            # what scorers of text render with a template of their own, and what rules compare with
+            "messages": json.dumps(None if renderer.plain else messages),
+            "reference": contract.reference(stage.dataset, row),
+            "facts": facts,
+        },
+        len(ids),
+    )
 
 
 def _too_long(dataset: Dataset, row: Row, ledger: Ledger, length: int) -> bool:

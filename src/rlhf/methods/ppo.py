@@ -9,10 +9,13 @@ Ouyang et al. 2022, arXiv:2203.02155.
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf.args import lora_config, training_arguments
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
 from rlhf.errors import ConfigError
+from rlhf.methods.rewards import load_scorer, named_rewards
 from rlhf.models.load import load_base
 from rlhf.ppo.shared import shared_roles
 from rlhf.ppo.trainer import PPOTrainer
@@ -21,17 +24,26 @@ from rlhf.ppo.trainer import PPOTrainer
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
     """A trainer of the policy and value adapters on one shared base, or of whole models with adapter=none."""
     args = training_arguments(stage, data.eval is not None)
-    start, reward = stage.method.start_from, stage.method.reward_model
-    assert reward is not None
+    start = stage.method.start_from
     try:
+        named = named_rewards(stage, tokenizer, data.train)
         if stage.adapter.name == "none":
             policy, reference = (load_base(stage, tokenizer, path=start) for _ in range(2))
-            scorer, value = (load_base(stage, tokenizer, path=reward, reward=True) for _ in range(2))
+            own = next((reward.source for reward in named if reward.kind == "ids"), None)
+            value = load_base(stage, tokenizer, path=own or start, reward=True)
+            if own is None:
+                torch.nn.init.zeros_(value.score.weight)
+            adapters = iter(())
         else:
             lora = None if start else lora_config(stage, "CAUSAL_LM")
             base = load_base(stage, tokenizer)
-            roles = shared_roles(base, tokenizer, Path(start) if start else None, Path(reward), lora)
-            policy, reference, scorer, value = roles.policy, roles.reference, roles.reward, roles.value
-        return PPOTrainer(args, tokenizer, policy, reference, scorer, data.train, value, eval_dataset=data.eval)
+            folders = [Path(reward.source) for reward in named if reward.kind == "adapter"]
+            roles = shared_roles(base, tokenizer, Path(start) if start else None, folders, lora)
+            policy, reference, value = roles.policy, roles.reference, roles.value
+            adapters = iter(roles.reward if isinstance(roles.reward, list) else [roles.reward])
+        rewards = [
+            next(adapters) if reward.kind == "adapter" else load_scorer(reward, stage, tokenizer) for reward in named
+        ]
+        return PPOTrainer(args, tokenizer, policy, reference, rewards, data.train, value, eval_dataset=data.eval)
     except ValueError as error:
         raise ConfigError(f"ppo can't start: {error}") from error

@@ -36,8 +36,8 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
     logging.set_verbosity_error()
     model = stage.model
     torch.manual_seed(stage.seed)
-    source = path or model.path
-    kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    source, fresh = path or model.path, True
+    kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     labels = {"num_labels": 1} if reward else {}
     if source is None:
         assert model.init is not None
@@ -46,19 +46,17 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
         config = AutoConfig.for_model(str(model.init["model_type"]), **sizes, **special, **labels)
         base = kind.from_config(config, attn_implementation=model.attention)
     else:
-        on_gpu = stage.hardware.device == "cuda"
         try:
-            base = kind.from_pretrained(
+            base, loaded = kind.from_pretrained(
                 source,
                 revision=model.revision if source == model.path else None,
-                dtype=torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" else torch.float32,
-                quantization_config=quantization_config(stage),
                 attn_implementation=model.attention,
-                device_map={"": _local_gpu()} if on_gpu else None,
                 trust_remote_code=model.trust_remote_code,
-                use_safetensors=True,
+                **placement(stage),
+                output_loading_info=True,
                 **labels,
             )
+            fresh = any("score" in name for name in loaded["missing_keys"])
         except OSError as error:
             reason = str(error).splitlines()[0][:300]
             raise ConfigError(
@@ -76,8 +74,19 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
     if getattr(base, "generation_config", None) is not None:  # sequence classifiers have none
         _settle_generation(base.generation_config, tokenizer)
     if reward:
-        _fp32_head(base, fresh=path is None or not _has_head(Path(path)))
+        _fp32_head(base, fresh)
     return base
+
+
+def placement(stage: Stage) -> dict[str, Any]:
+    """Where the weights of a stage lie, and how: what every `from_pretrained` is told."""
+    on_gpu = stage.hardware.device == "cuda"
+    return {
+        "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" else torch.float32,
+        "quantization_config": quantization_config(stage),
+        "device_map": {"": _local_gpu()} if on_gpu else None,
+        "use_safetensors": True,
+    }
 
 
 def _local_gpu() -> int:
@@ -95,16 +104,6 @@ def _settle_generation(config: Any, tokenizer: Any) -> None:
     ]
     config.eos_token_id = stops if len(stops) > 1 else stops[0]
     config.pad_token_id = tokenizer.pad_token_id
-
-
-def _has_head(folder: Path) -> bool:
-    from safetensors import safe_open
-
-    for file in folder.glob("*.safetensors"):
-        with safe_open(str(file), "pt") as stored:
-            if any("score" in key for key in stored.keys()):  # noqa: SIM118 - not a mapping
-                return True
-    return False
 
 
 def _fp32_head(base: Any, fresh: bool) -> None:

@@ -41,7 +41,7 @@ def load_roles(
         adapters["reward"] = reward
     heads: dict[str, Any] = {}
     for name, folder in adapters.items():
-        config = read_adapter_config(folder, base, name)
+        config = read_adapter_config(folder, base.config._name_or_path, name)
         config.task_type = "CAUSAL_LM"
         if peft is None:
             peft = PeftModelForCausalLM(base, config, adapter_name=name)

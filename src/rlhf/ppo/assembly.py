@@ -1,6 +1,7 @@
 """What a trainer's constructor was given becomes four roles."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ def assemble(
     peft_config: Any,
     device: torch.device,
     vocabulary: int,
-) -> tuple[Role, Role, Any, Role]:
-    """Policy, reference, reward and value; a reward that is no model (a scorer) is handed through.
+) -> tuple[Role, Role, list[Any], Role]:
+    """Policy, reference, rewards and value; `reward_model` is one or several, and what is no model (a scorer) is handed
+    through.
 
     Wraps what is not a Role yet, switches dropout off, moves plain models to the device and freezes what is not
     trained. `peft_config` is the policy's, as in TRL; a value is an adapter if it comes as a PeftModel or a Role.
     Raises ValueError when two roles would share what one of them trains, a trained role has nothing to train or is
     quantized without an adapter, or a role has no embedding for some of the tokenizer's `vocabulary` ids.
     """
-    if model is ref_model or reward_model is value_model:
+    given = list(reward_model) if isinstance(reward_model, Sequence) else [reward_model]
+    if model is ref_model or any(reward is value_model for reward in given):
         raise ValueError(
             "model and ref_model, reward_model and value_model: two roles need two objects, one of them trains"
         )
@@ -33,10 +36,11 @@ def assemble(
         raise ValueError("model and ref_model must both be a Role or both be models; shared_roles makes them together")
     policy, reference = (model, ref_model) if isinstance(model, Role) else policy_roles(model, ref_model, peft_config)
     value = value_model if isinstance(value_model, Role) else scalar_role("value", value_model, trained=True)
-    is_model = isinstance(reward_model, torch.nn.Module)
-    reward = scalar_role("reward", reward_model, trained=False) if is_model else reward_model
+    rewards = [scalar_role("reward", r, trained=False) if isinstance(r, torch.nn.Module) else r for r in given]
+    if not rewards:
+        raise ValueError("reward_model = []: nobody scores the replies; give at least one")
     ids = min(vocabulary, policy.embeddings)
-    for role in (policy, reference, reward, value):
+    for role in (policy, reference, *rewards, value):
         if not isinstance(role, Role):
             continue
         if role.embeddings < ids:
@@ -60,7 +64,7 @@ def assemble(
             raise ValueError(f"{role.name} has no trainable parameter; give it an adapter or unfreeze it")
     for role in (policy, reference):
         role.check_lm_head()
-    return policy, reference, reward, value
+    return policy, reference, rewards, value
 
 
 def scalar_role(name: str, model: Any, trained: bool) -> Role:

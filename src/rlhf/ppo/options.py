@@ -27,6 +27,13 @@ class PPOOptions:
     missing_eos_mode: Literal["replace", "subtract"] = option(
         "replace", "A reply without EOS scores -missing_eos_penalty (replace) or that much less (subtract, stock TRL)."
     )
+    reward_combination: Literal["mean", "minimum", "mean_minus_spread"] = option(
+        "mean",
+        "How several reward models make one score: their mean, the lowest, or mean - reward_spread_coef * spread.",
+    )
+    reward_spread_coef: float = option(
+        1.0, "Price of disagreement in mean_minus_spread; the spread is the standard deviation over the reward models."
+    )
     reward_center: float = option(
         0.0, "Subtracted from every score; the mean score of reference replies centres rewards."
     )

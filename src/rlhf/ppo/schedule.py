@@ -17,6 +17,7 @@ def check_args(args: Any, tokenizer: Any) -> None:
         "stop_token": (None, "eos"),
         "missing_eos_mode": ("replace", "subtract"),
         "reward_normalization": ("fixed", "running"),
+        "reward_combination": ("mean", "minimum", "mean_minus_spread"),
     }
     found = [
         f"{name} = {getattr(args, name)!r} is not allowed ({', '.join(str(c) for c in allowed)})"

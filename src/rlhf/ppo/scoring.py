@@ -1,5 +1,6 @@
 """Scorers give one number a reply; shaping turns it into what the last token is paid."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -64,25 +65,75 @@ class FunctionScorer:
 
 
 @dataclass
+class TextScorer:
+    """A sequence classifier with a tokenizer of its own: the logit of one label, on the text of prompt and reply.
+
+    The policy's ids are decoded without special tokens. Where the classifier has a chat template and the row its
+    `messages` (a JSON list), those and the reply are rendered by that template; else prompt and reply are read as one
+    text. Where that is longer than the classifier's context, its beginning is cut, and the first time says so.
+    """
+
+    model: Any
+    tokenizer: Any
+    policy_tokenizer: Any
+    label: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit: int = min(positions or 10**9, self.tokenizer.model_max_length)
+        self.told = False
+
+    def encode(self, prompt: Sequence[int], reply: Sequence[int], row: dict[str, Any]) -> list[int]:
+        messages = json.loads(row.get("messages") or "null")
+        if messages and self.tokenizer.chat_template:
+            said = self.policy_tokenizer.decode(list(reply), skip_special_tokens=True).strip()
+            turns = [*messages, {"role": "assistant", "content": said}]
+            text, own = self.tokenizer.apply_chat_template(turns, tokenize=False), False
+        else:
+            text, own = self.policy_tokenizer.decode([*prompt, *reply], skip_special_tokens=True), True
+        ids = self.tokenizer(text, add_special_tokens=own, truncation=False)["input_ids"]
+        if len(ids) > self.limit:
+            if not self.told:
+                print(
+                    f"a text of {len(ids)} tokens is scored by its last {self.limit}: {self.model.name_or_path}",
+                    flush=True,
+                )
+            self.told = True
+            self.tokenizer.truncation_side = "left"
+            ids = self.tokenizer(text, add_special_tokens=own, truncation=True, max_length=self.limit)["input_ids"]
+        return ids
+
+    @torch.no_grad()
+    def __call__(self, prompts: Ids, replies: Ids, rows: Sequence[dict[str, Any]]) -> Tensor:
+        texts = [self.encode(p, r, row) for p, r, row in zip(prompts, replies, rows, strict=True)]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        size = self.batch_size if self.tokenizer.pad_token_id is not None else 1
+        scores = torch.zeros(len(texts))
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            padding = "longest" if size > 1 else False
+            batch = self.tokenizer.pad({"input_ids": [texts[i] for i in some]}, padding=padding, return_tensors="pt")
+            scores[some] = self.model(**batch.to(self.model.device)).logits[:, self.label].float().cpu()
+        return scores
+
+
+@dataclass
 class Combined:
-    """Several scorers as one: their mean, their minimum, or mean - `spread_weight` * standard deviation
-    (arXiv:2310.02743).
+    """Several scorers as one: their mean, their minimum, or mean - `spread_coef` * standard deviation over the scorers
+    (worst-case and uncertainty-weighted optimization of Coste et al. 2023, arXiv:2310.02743).
     """
 
     scorers: Sequence[Scorer]
     how: str = "mean"
-    spread_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.how not in ("mean", "min", "mean_minus_spread"):
-            raise ValueError(f"how = {self.how!r} is not allowed (mean, min, mean_minus_spread)")
+    spread_coef: float = 1.0
 
     def __call__(self, prompts: Ids, replies: Ids, rows: Sequence[dict[str, Any]]) -> Tensor:
         scores = torch.stack([scorer(prompts, replies, rows) for scorer in self.scorers])
-        if self.how == "min":
+        if self.how == "minimum":
             return scores.amin(0)
         spread = scores.std(0, correction=0) if self.how == "mean_minus_spread" else 0.0
-        return scores.mean(0) - self.spread_weight * spread
+        return scores.mean(0) - self.spread_coef * spread
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ HEAD_MODULES = {"score", "classifier"}
 
 @dataclass
 class Roles:
-    """The four roles on one base; `peft` is the PeftModel that carries their adapters."""
+    """The four roles on one base; `peft` is the PeftModel that carries their adapters.
+
+    `reward` is what PPOTrainer takes: the reward roles, or what replaces them.
+    """
 
     policy: Role
     reference: Role
-    reward: Role
+    reward: Any
     value: Role
     peft: Any
 
@@ -31,7 +35,7 @@ def shared_roles(
     base: Any,
     tokenizer: Any,
     policy_start: Path | None,
-    reward_start: Path,
+    reward_start: Path | Sequence[Path],
     lora: Any = None,
     *,
     value_head: str = "copy",
@@ -40,8 +44,9 @@ def shared_roles(
 
     `policy_start` is the adapter folder that SFT left (None: a fresh LoRA from the config `lora`); the reference is a
     frozen copy of it. `reward_start` is the adapter folder of the reward model, whose `score` head is read from the
-    same file; the value starts as a trainable copy of both, or with `value_head="zero"` with a head of zeros, as in the
-    code of Ziegler et al.
+    same file, or several such folders, each an adapter of its own. The value starts as a trainable copy of the first
+    adapter and head, or with `value_head="zero"` with a head of zeros, as in the code of Ziegler et al.; without a
+    reward adapter it starts from the policy's, with a head of zeros.
 
     Raises ValueError when a folder does not fit: another base, tokenizer, shape or target module, or no head.
     """
@@ -52,54 +57,59 @@ def shared_roles(
     if policy_start is None and lora is None:
         raise ValueError("policy_start = None needs a LoRA config to start a fresh adapter from")
     plain_4bit_kernels(base)
-    policy_config = read_adapter_config(policy_start, base, "policy_start") if policy_start else copy_config(lora)
-    reward_config = read_adapter_config(reward_start, base, "reward_start")
-    check_tokenizer(reward_start, tokenizer)
-    policy_config.task_type = reward_config.task_type = "CAUSAL_LM"
-    reward_config.modules_to_save = None
-
+    trained_on = getattr(base.config, "_name_or_path", None)
+    policy_config = read_adapter_config(policy_start, trained_on, "policy_start") if policy_start else copy_config(lora)
+    policy_config.task_type = "CAUSAL_LM"
     peft = PeftModelForCausalLM(base, policy_config, adapter_name="policy")
     if policy_start:
         load_adapter(peft, "policy", policy_start)
     copy_adapter(peft, "policy", "reference")
-    peft.add_adapter("reward", reward_config)
-    head = load_adapter(peft, "reward", reward_start)
-    hidden_size = base.config.get_text_config().hidden_size
-    if head is None:
-        raise ValueError(
-            f"reward_start = {reward_start}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward "
-            "model (or "
-            "its head was not saved); train one with task_type=SEQ_CLS, which saves the head"
-        )
-    if tuple(head.shape) != (1, hidden_size):
-        raise ValueError(
-            f"reward_start = {reward_start}: the `score` head has shape {tuple(head.shape)}, wanted (1, "
-            f"{hidden_size}): one "
-            "label on this base"
-        )
-    copy_adapter(peft, "reward", "value")
+    folders = [reward_start] if isinstance(reward_start, str | Path) else list(reward_start)
+    rewards = [_add_reward(peft, base, tokenizer, Path(folder), i) for i, folder in enumerate(folders)]
+    copy_adapter(peft, str(rewards[0].adapter) if rewards else "policy", "value")
+    first = rewards[0].head if rewards and value_head == "copy" else None
 
     switch_adapter(peft, "policy")
     for name, parameter in peft.named_parameters():
         parameter.requires_grad_(".policy." in name or ".value." in name)
     disable_dropout(peft)
-    device = base.device
-    frozen_head = ScalarHead.of_size(hidden_size, head, device)
-    frozen_head.requires_grad_(False)
-    start = head if value_head == "copy" else None
+    hidden_size = base.config.get_text_config().hidden_size
+    start = ScalarHead.of_size(hidden_size, first.linear.weight if first else None, base.device)
     return Roles(
         policy=Role("policy", base, peft=peft, adapter="policy", trained=True),
         reference=Role("reference", base, peft=peft, adapter="reference"),
-        reward=Role("reward", base, peft=peft, adapter="reward", head=frozen_head),
-        value=Role(
-            "value", base, peft=peft, adapter="value", head=ScalarHead.of_size(hidden_size, start, device), trained=True
-        ),
+        reward=rewards[0] if len(rewards) == 1 else rewards,
+        value=Role("value", base, peft=peft, adapter="value", head=start, trained=True),
         peft=peft,
     )
 
 
-def read_adapter_config(folder: Path, base: Any, key: str) -> Any:
-    """The LoRA config in an adapter folder, checked against the base it will sit on."""
+def _add_reward(peft: Any, base: Any, tokenizer: Any, folder: Path, index: int) -> Role:
+    """One reward model on the base: its adapter and its frozen head."""
+    name = f"reward{index or ''}"
+    config = read_adapter_config(folder, getattr(base.config, "_name_or_path", None), "reward_start")
+    check_tokenizer(folder, tokenizer, "reward_start")
+    config.task_type = "CAUSAL_LM"
+    peft.add_adapter(name, config)
+    weight = load_adapter(peft, name, folder)
+    hidden_size = base.config.get_text_config().hidden_size
+    if weight is None:
+        raise ValueError(
+            f"reward_start = {folder}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward model "
+            "(or its head was not saved); train one with task_type=SEQ_CLS, which saves the head"
+        )
+    if tuple(weight.shape) != (1, hidden_size):
+        raise ValueError(
+            f"reward_start = {folder}: the `score` head has shape {tuple(weight.shape)}, wanted (1, {hidden_size}): "
+            "one label on this base"
+        )
+    head = ScalarHead.of_size(hidden_size, weight, base.device)
+    head.requires_grad_(False)
+    return Role("reward", base, peft=peft, adapter=name, head=head)
+
+
+def read_adapter_config(folder: Path, base: str | None, key: str) -> Any:
+    """The LoRA config in an adapter folder, checked against the name of the base it will sit on."""
     from peft import LoraConfig
 
     folder = Path(folder)
@@ -113,10 +123,10 @@ def read_adapter_config(folder: Path, base: Any, key: str) -> Any:
         raise ValueError(
             f"{key} = {folder}: peft_type is {stored.get('peft_type')}, only LORA adapters can share a base"
         )
-    trained_on, given = stored.get("base_model_name_or_path"), getattr(base.config, "_name_or_path", None)
-    if trained_on and given and not same_base(trained_on, given):
+    trained_on = stored.get("base_model_name_or_path")
+    if trained_on and base and not same_base(trained_on, base):
         raise ValueError(
-            f"{key} = {folder}: trained on base {trained_on!r}, this run uses {given!r}; train it on this base"
+            f"{key} = {folder}: trained on base {trained_on!r}, this run uses {base!r}; train it on this base"
         )
     config: Any = LoraConfig.from_pretrained(str(folder))
     if str(config.init_lora_weights).lower().startswith(("pissa", "olora", "corda", "loftq")):
@@ -172,7 +182,7 @@ def load_adapter(peft: Any, adapter: str, folder: Path) -> Tensor | None:
     return head[0].float() if head else None
 
 
-def check_tokenizer(folder: Path, tokenizer: Any) -> None:
+def check_tokenizer(folder: Path, tokenizer: Any, key: str) -> None:
     """Token ids go straight from the policy into the reward role, so both must mean the same by them (TRL#1674)."""
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return
@@ -183,7 +193,7 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
     if ours != theirs:
         differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
         raise ValueError(
-            f"reward_start = {folder}: its tokenizer differs from the policy's in {len(differing)} tokens (first: "
+            f"{key} = {folder}: its tokenizer differs from the policy's in {len(differing)} tokens (first: "
             f"{differing[:3]}); train the reward model with this tokenizer, or use it as a separate scorer of text"
         )
 

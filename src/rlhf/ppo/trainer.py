@@ -37,7 +37,7 @@ from rlhf.ppo.passes import Forward
 from rlhf.ppo.prompts import PromptOrder, check_prompts
 from rlhf.ppo.roles import Role
 from rlhf.ppo.rollout import stream
-from rlhf.ppo.scoring import RoleScorer
+from rlhf.ppo.scoring import Combined, RoleScorer
 
 
 @dataclass
@@ -50,7 +50,8 @@ class PPOConfig(PPOOptions, trl_ppo.PPOConfig):
 
 
 class PPOTrainer(trl_ppo.PPOTrainer):
-    """A drop-in for TRL's PPOTrainer; each of the models may also be a `Role`, and the reward any `Scorer`.
+    """A drop-in for TRL's PPOTrainer; each of the models may also be a `Role`, and the reward any `Scorer`, or a
+    list of rewards.
 
     Construction checks everything that can be checked without a step. What TRL does and this does not: several
     processes, DeepSpeed, fp16 (needs loss scaling; use bf16).
@@ -79,14 +80,11 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.prompts = PromptOrder(len(train_dataset), args.batch_size, args.seed)
         self.accelerator = Accelerator(cpu=args.use_cpu)
         given = (model, ref_model, reward_model, value_model)
-        self.policy, self.reference, reward, self.value = assemble(
+        self.policy, self.reference, rewards, self.value = assemble(
             *given, peft_config, args.device, len(processing_class)
         )
-        scorer = (
-            RoleScorer(reward, self.pad_id, self.micro_batch_size, self.autocast)
-            if isinstance(reward, Role)
-            else reward
-        )
+        shared = (self.pad_id, self.micro_batch_size, self.autocast)
+        scorers = [RoleScorer(reward, *shared) if isinstance(reward, Role) else reward for reward in rewards]
         # what callbacks, the model card and integrations see
         self.model = self.policy_model = self.policy.peft or self.policy.model
         self.ref_model, self.reward_model, self.value_model = self.reference.model, reward_model, self.value.model
@@ -102,7 +100,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
             policy=self.policy,
             reference=self.reference,
             value=self.value,
-            scorer=scorer,
+            scorer=Combined(scorers, args.reward_combination, args.reward_spread_coef),
             dataset=train_dataset,
             order=self.prompts,
             optimizer=self.optimizer,

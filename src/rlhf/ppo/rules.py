@@ -1,0 +1,61 @@
+"""Reward functions that a config can name, `method.reward_model=function:<name>`: plain Python on texts, one a rule."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "function:"
+
+Texts = Sequence[str]
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`score(prompts, replies, rows)` gives one number a reply; `reads` is the column that no row may lack."""
+
+    score: Callable[[Texts, Texts, Rows], list[float]]
+    reads: str
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(reads: str) -> Callable[[Any], Any]:
+    """Registers the function below it under its own name."""
+
+    def register(function: Any) -> Any:
+        RULES[function.__name__] = Rule(function, reads)
+        return function
+
+    return register
+
+
+@rule(reads="reference")
+def exact_match(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
+    """1 for the reply that the row itself gives (`completion`, or the last turn of `messages`), else 0."""
+    return [float(reply.strip() == row["reference"].strip()) for reply, row in zip(replies, rows, strict=True)]
+
+
+@rule(reads="reference")
+def last_number(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
+    """1 if the last number of the reply is the last number of the row's own reply, else 0: the rule of GSM8K."""
+    return [
+        float((said := _last_number(reply)) is not None and said == _last_number(row["reference"]))
+        for reply, row in zip(replies, rows, strict=True)
+    ]
+
+
+@rule(reads="facts")
+def support(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
+    """The true preference of the embedded dataset `support`, by the annotator that made its rankings."""
+    from rlhf.support.annotator import score
+
+    return [score(json.loads(row["facts"]), reply.strip()) for reply, row in zip(replies, rows, strict=True)]
+
+
+def _last_number(text: str) -> float | None:
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(found[-1].replace(",", "")) if found else None
