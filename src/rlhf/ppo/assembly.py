@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
+from rlhf.ppo.lora import keep_inputs_once
 from rlhf.ppo.roles import Role, ScalarHead, copy_adapter, disable_dropout
 
 
@@ -22,8 +23,8 @@ def assemble(
     """Policy, reference, rewards and value; `reward_model` is one or several, and what is no model (a scorer) is handed
     through.
 
-    Wraps what is not a Role yet, switches dropout off, moves plain models to the device and freezes what is not
-    trained. `peft_config` is the policy's, as in TRL; a value is an adapter if it comes as a PeftModel or a Role.
+    Wraps what is not a Role yet, switches dropout off, makes LoRA layers lean, moves plain models to the device and freezes
+    what is not trained. `peft_config` is the policy's, as in TRL; a value is an adapter if it comes as a PeftModel or a Role.
     Raises ValueError when two roles would share what one of them trains, a trained role has nothing to train or is
     quantized without an adapter, or a role has no embedding for some of the tokenizer's `vocabulary` ids.
     """
@@ -50,6 +51,8 @@ def assemble(
             )
         disable_dropout(role.model)
         role.model.eval()
+        if role.peft is not None:
+            keep_inputs_once(role.peft)
         if role.peft is None and not getattr(role.model, "is_quantized", False):
             role.model.to(device)
         if not role.trained:
