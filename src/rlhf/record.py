@@ -123,10 +123,7 @@ class Record:
             "stage": stage.run.stage,
             "seed": stage.seed,
             "inputs": inputs(stage),
-            "command": ["python", *_relative_argv()],
-            "git": _git(),
-            "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
-            "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(), "gpu": _gpu()},
+            **provenance(),
             "lineage": lineage(stage),
             "seconds": before.get("seconds", 0.0),
             "resumed": before.get("resumed", 0) + int(resume),
@@ -190,6 +187,16 @@ def lineage(stage: Stage) -> list[dict[str, str]]:
                 "id": str(stage.model.revision or "newest") if path == stage.model.path else "external",
             }
     return list(chain.values())
+
+
+def provenance() -> dict[str, Any]:
+    """Where a number comes from: command, commit, versions and machine."""
+    return {
+        "command": ["python", *_relative_argv()],
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
+        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(), "gpu": _gpu()},
+    }
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -10,6 +10,7 @@ from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.metrics import DEFINITIONS, Sample, by_situation, summary
 from rlhf.evaluation.statistics import both_orders, win_rate
 from rlhf.models.policies import finished_stage, load_roles, scorer
+from rlhf.tables import between_markers, grid
 
 COLUMNS = ("gold_score", "win_rate_vs_sft", "reward_score", "kl", "length", "eos_rate", "distinct_2", "known_words")
 SHOWN_PER_SITUATION = 1
@@ -60,10 +61,6 @@ def report(folder: Path) -> str:
 
 def into_readme(readme: Path, folder: Path, table: str) -> None:
     """Replace what stands between the markers by the table and where its numbers come from."""
-    before, start, rest = readme.read_text().partition("<!-- results -->")
-    _, end, after = rest.partition("<!-- /results -->")
-    if not start or not end:
-        raise ConfigError(f"readme={readme} lacks the markers <!-- results --> and <!-- /results -->")
     runs = [record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))]
     seconds = sum(run["seconds"] for run in runs)
     origin = (
@@ -72,7 +69,7 @@ def into_readme(readme: Path, folder: Path, table: str) -> None:
         f"{max(run['peak_memory_mb'] for run in runs) / 1000:.1f} GB, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
         "held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap interval; KL in nats a reply."
     )
-    readme.write_text(f"{before}{start}\n{table}\n\n{origin}\n{end}{after}")
+    between_markers(readme, "results", f"{table}\n\n{origin}")
 
 
 def _order(samples: dict[str, list[Sample]]) -> list[str]:
@@ -151,9 +148,7 @@ def _table(found: dict[str, Any], policies: list[str], rewards: list[str]) -> st
                 text += f" [{low:.2f}, {high:.2f}]"
             cells.append(text)
         rows.append([name, *cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    lines = [grid(rows)]
     for name in rewards:
         facts = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in found[name].items())
         lines.append(f"\n{name}: {facts}")

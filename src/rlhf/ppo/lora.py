@@ -21,7 +21,7 @@ def keep_inputs_once(peft: Any) -> int:
     """
     from peft.tuners.lora.layer import LoraLayer
 
-    layers = [layer for layer in peft.modules() if isinstance(layer, LoraLayer) and _is_plain(layer)]
+    layers: list[Any] = [layer for layer in peft.modules() if isinstance(layer, LoraLayer) and _is_plain(layer)]
     for layer in layers:
         if "peft_forward" not in vars(layer):
             layer.peft_forward, layer.forward = layer.forward, MethodType(_forward, layer)

@@ -1,0 +1,205 @@
+"""What every contender works on: a random-weight base, an SFT and a reward adapter, prompts, and how long replies get."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ConfigError
+
+PAD, BOS, EOS, FIRST = 0, 1, 2, 3
+NATURAL = 0.4  # mean length of a natural reply, as a share of the limit
+
+
+@dataclass(frozen=True)
+class Size:
+    """The base's shape and the amount of work; every field can be set on the command line."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    rank: int = 16
+    # prompts an update, and to how many `growth` raises them
+    prompts: int = 16
+    grown: int = 64
+    prompt_tokens: int = 64
+    reply_tokens: int = 128
+    epochs: int = 4
+    micro_batch: int = 4
+    # prompts that are decoded together
+    rollout_batch: int = 16
+    # updates a process; the first is not timed
+    updates: int = 2
+
+    def __post_init__(self) -> None:
+        for key in ("prompts", "grown"):
+            if getattr(self, key) % self.micro_batch:
+                raise ConfigError(f"{key}={getattr(self, key)} does not split into micro_batch={self.micro_batch}")
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(
+                f"width={self.width}, heads={self.heads}, kv_heads={self.kv_heads} must divide one another"
+            )
+        if NATURAL * self.reply_tokens < 2:
+            raise ConfigError(f"reply_tokens={self.reply_tokens} is too short for replies that end; at least 5")
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters of the layers' matrices, without embeddings and adapters."""
+        attention = 2 * self.width * self.width * (1 + self.kv_heads / self.heads)
+        return round(self.layers * (attention + 3 * self.width * self.inner))
+
+
+SIZES = {
+    "cpu": Size(layers=8, width=512, inner=1376, heads=8, kv_heads=8, vocabulary=32_000),
+    "8b": Size(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
+    "tiny": Size(
+        layers=2,
+        width=64,
+        inner=128,
+        heads=4,
+        kv_heads=2,
+        vocabulary=2_000,
+        rank=4,
+        prompts=8,
+        grown=32,
+        prompt_tokens=8,
+        reply_tokens=24,
+        epochs=2,
+        micro_batch=2,
+        rollout_batch=8,
+        updates=1,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A folder with the weights, and the size they were made for."""
+
+    folder: Path
+    size: Size
+    device: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Workload":
+        stored = json.loads((folder / "workload.json").read_text())
+        return cls(folder, Size(**stored["size"]), stored["device"])
+
+    def tokenizer(self) -> Any:
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+
+        words = {f"t{i}": i for i in range(self.size.vocabulary)}
+        core = Tokenizer(models.WordLevel(words, unk_token=f"t{FIRST}"))
+        special = {"pad_token": f"t{PAD}", "bos_token": f"t{BOS}", "eos_token": f"t{EOS}"}
+        return PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", **special)
+
+    def rows(self, count: int, length: int) -> Any:
+        """`count` rows of `length` random ids, the same ones every time."""
+        import torch
+        from datasets import Dataset
+
+        generator = torch.Generator().manual_seed(count)
+        ids = torch.randint(FIRST, self.size.vocabulary, (count, length), generator=generator)
+        return Dataset.from_dict({"input_ids": ids.tolist()})
+
+    def load(self, reward: bool = False) -> Any:
+        """The base in NF4 with double quantization, computing in bf16; with `reward` as a sequence classifier.
+
+        The LM head gets a bias that makes every token of a reply its EOS with the same probability, and pad impossible:
+        reply lengths are then geometric, whoever samples.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["lm_head", "score"],
+        )
+        options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": nf4}
+        if self.device == "cuda":
+            options["device_map"] = {"": 0}
+        if reward:
+            return AutoModelForSequenceClassification.from_pretrained(self.folder / "base", num_labels=1, **options)
+        model = AutoModelForCausalLM.from_pretrained(self.folder / "base", **options)
+        head: Any = model.lm_head
+        bias = torch.zeros(self.size.vocabulary, dtype=torch.bfloat16, device=head.weight.device)
+        bias[PAD] = -1e4
+        bias[EOS] = json.loads((self.folder / "workload.json").read_text())["eos_logit"]
+        head.bias = torch.nn.Parameter(bias, requires_grad=False)
+        return model
+
+
+def make(folder: Path, size: Size, device: str) -> Workload:
+    """Writes base, SFT adapter and reward adapter with random weights; both adapters change what the base computes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=4 * (size.prompt_tokens + size.reply_tokens),
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    with torch.device(device):
+        base: Any = LlamaForCausalLM(config)
+    base.to(torch.bfloat16)
+    with torch.no_grad():
+        base.model.embed_tokens.weight[EOS] = 0  # its logit is then the bias alone, whatever came before
+    base.save_pretrained(folder / "base")
+    stored = {"size": asdict(size), "device": device, "eos_logit": _eos_logit(base, size)}
+    (folder / "workload.json").write_text(json.dumps(stored))
+
+    lora = LoraConfig(r=size.rank, lora_alpha=2 * size.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft: Any = get_peft_model(base, lora)
+    for name in ("sft", "reward"):
+        for parameter_name, parameter in peft.named_parameters():
+            if ".lora_B." in parameter_name:
+                torch.nn.init.normal_(parameter.data, std=0.01)
+        peft.save_pretrained(str(folder / name), save_embedding_layers=False)
+    # the adapter folder of a sequence classifier: the same layers, and the head beside them
+    weights = load_file(str(folder / "reward" / "adapter_model.safetensors"))
+    weights["base_model.model.score.weight"] = torch.randn(1, size.width) * (size.width + 1) ** -0.5
+    save_file(weights, str(folder / "reward" / "adapter_model.safetensors"), metadata={"format": "pt"})
+    adapter = json.loads((folder / "reward" / "adapter_config.json").read_text())
+    adapter |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    (folder / "reward" / "adapter_config.json").write_text(json.dumps(adapter))
+    return Workload(folder, size, device)
+
+
+def _eos_logit(base: Any, size: Size) -> float:
+    """The EOS logit at which replies of `reply_tokens` at most have a mean length of NATURAL times that."""
+    import torch
+
+    chance = stopping_chance(size.reply_tokens)
+    ids = torch.randint(FIRST, size.vocabulary, (4, size.prompt_tokens), device=base.device)
+    with torch.no_grad():
+        logits = base(input_ids=ids).logits.float()
+    logits[..., [PAD, EOS]] = -torch.inf
+    return math.log(chance / (1 - chance)) + float(torch.logsumexp(logits, -1).mean())
+
+
+def stopping_chance(limit: int) -> float:
+    """The p for which min(geometric(p), limit) has the mean NATURAL * limit: (1 - (1 - p)^limit) / p, by bisection."""
+    low, high = 1e-9, 1.0
+    for _ in range(100):
+        p = (low + high) / 2
+        low, high = (p, high) if (1 - (1 - p) ** limit) / p > NATURAL * limit else (low, p)
+    return low

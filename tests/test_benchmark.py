@@ -1,0 +1,111 @@
+"""The benchmark end to end at a size of seconds, and its arithmetic on measurements written by hand."""
+
+import json
+import math
+import re
+
+import pytest
+
+from rlhf.benchmark.compare import ratios, tasks
+from rlhf.benchmark.report import BARS, table
+from rlhf.benchmark.workload import NATURAL, SIZES, stopping_chance
+from rlhf.errors import ConfigError
+
+TINY = SIZES["tiny"]
+PARTS = ("fixed", "natural", "growth", "sft")
+
+
+@pytest.mark.slow
+def test_the_tiny_size_measures_every_part(door, tmp_path):
+    done = door("benchmark.py", "size=tiny", "repeats=1", "threads=1", f"root={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "benchmark" / "report.json").read_text())
+    for part, key in BARS:
+        assert math.isfinite(report[part][key]) and report[part][key] > 0, (part, key)
+    assert math.isfinite(report["rollout_growth"]["stock_memory_ratio"])
+    for key in ("git", "versions", "machine", "command", "size", "threads", "device"):
+        assert report[key]
+    assert report["command"] == ["python", "src/benchmark.py", *done.args[2:]]
+    for row in report["measurements"]:
+        task, lengths = row["task"], row["reply_tokens"]
+        assert len(row["seconds"]) == task["updates"] == len(lengths)
+        assert row["above_weights_mb"] > 0 and row["peak_mb"] > row["loaded_mb"] > row["weights_mb"] > 0
+        if task["replies"] == "fixed":
+            assert lengths == [TINY.reply_tokens] * task["updates"]
+        else:
+            assert 2 <= lengths[0] < 0.8 * TINY.reply_tokens
+        if task["contender"] == "ours":
+            assert sum(row["phases"][name][0] for name in ("rollout", "score", "update")) <= row["seconds"][0]
+    # two megabytes of logits a micro-batch are nothing here; whoever keeps those of a rollout of 32 grows with it
+    assert report["rollout_growth"]["memory_ratio"] < 1.5
+    ours = [m["above_weights_mb"] for m in report["measurements"] if m["task"]["contender"] == "ours"]
+    assert max(ours) < 300
+    assert "ratio" in done.stdout and "report.json" in done.stdout
+
+
+def test_stopping_chance_gives_the_mean_length():
+    for limit in (24, 128, 1000):
+        p = stopping_chance(limit)
+        mean = sum(k * p * (1 - p) ** (k - 1) for k in range(1, limit)) + limit * (1 - p) ** (limit - 1)
+        assert mean == pytest.approx(NATURAL * limit, rel=1e-6)
+
+
+def measured(task, seconds, memory):
+    values = {"above_weights_mb": memory, "weights_mb": 10.0, "peak_mb": memory + 100.0, "matrix_tflops": 1.0}
+    phases = {"rollout": [9.0, 1.0], "score": [9.0, 1.0], "update": [9.0, 2.0]} if task.contender == "ours" else {}
+    return values | {"task": vars(task), "seconds": seconds, "phases": phases, "reply_tokens": [24.0, 20.0]}
+
+
+def test_ratios_are_of_medians_of_warm_updates():
+    found = []
+    for repeat, factor in enumerate((1.0, 1.1, 5.0)):
+        for task in tasks(PARTS, TINY):
+            seconds, memory = {"stock": (8.0, 1000.0), "ours": (4.0, 200.0), "sft": (1.0, 160.0)}[task.contender]
+            grown = 1.05 if task.prompts == TINY.grown else 1.0
+            task = type(task)(**(vars(task) | {"seed": repeat + 1}))
+            found.append(measured(task, [100.0, seconds * factor], memory * grown))
+    report = ratios(PARTS, TINY, found)
+    assert report["fixed"]["time_ratio"] == report["natural"]["time_ratio"] == pytest.approx(0.5)
+    assert report["fixed"]["stock"]["seconds"] == pytest.approx(8.8)
+    assert report["fixed"]["memory_ratio"] == pytest.approx(0.2)
+    assert report["rollout_growth"]["memory_ratio"] == pytest.approx(1.05)
+    assert report["ppo_over_sft"]["memory_ratio"] == pytest.approx(1.25)
+    ours = report["natural"]["ours"]
+    assert ours["phases"] == {"rollout": 1.0, "score": 1.0, "update": 2.0}
+    assert ours["rollout_tokens_per_second"] == pytest.approx(TINY.prompts * 22)
+    # 2 layers: q and o 64x64, k and v 64x32, three of 64x128; policy and value, forward and backward, and the head
+    matrices = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    work = TINY.prompts * TINY.epochs * (2 * 4 * matrices * (8 + 22) + 4 * 2000 * 64 * 22)
+    assert ours["matrix_share"] == pytest.approx(work / 2.0 / 1e12)
+    shown = table(report | {"size": vars(TINY)})
+    assert re.search(r"24 tokens\s+\| 0.50\s+\| 0.80\s+\| 4.4 s / 8.8 s", shown)
+    assert len({len(line) for line in shown.split("\n\n")[0].splitlines()}) == 1
+
+
+def test_a_measurement_that_two_parts_need_is_made_once():
+    names = [(task.contender, task.replies, task.prompts) for task in tasks(PARTS, TINY)]
+    assert len(names) == len(set(names)) == 7
+    assert [task.contender for task in tasks(("sft",), TINY)] == ["sft", "ours"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("parts=[fixd]", "fixed"),
+        ("size=tinny", "tiny"),
+        ("repeats=none", "repeats=none"),
+        ("promts=8", "prompts"),
+        ("prompts=7", "micro_batch=4"),
+        ("page=nowhere.md", "nowhere.md"),
+        ("device=tpu", "cuda"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(argument, words):
+    from rlhf.benchmark.run import benchmark
+
+    key, value = argument.split("=")
+    own = {key: value} if key in ("size", "repeats", "page", "device") else {}
+    changes = {key: value} if key in ("promts", "prompts") else {}
+    parts = [value.strip("[]")] if key == "parts" else []
+    with pytest.raises(ConfigError, match=words):
+        benchmark(parts, own, changes)
