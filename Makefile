@@ -17,7 +17,7 @@ demo: install ## Run the recipe `support` through all its stages and print the r
 	$(BIN)/python src/pipeline.py recipe=support
 
 test: install lint ## Lint, check types and run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
