@@ -100,7 +100,7 @@ def test_the_report_has_the_promised_keys(chain):
 
 
 def test_dpo_starts_at_ln_2(chain):
-    _, _, trainer, _ = _build(chain, "dpo")
+    _, _, trainer, _ = _build(chain, "dpo", "method.args.loss_type=[sigmoid]", "method.args.loss_weights=null")
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(math.log(2), abs=1e-6)
 
