@@ -2,6 +2,8 @@
 
 import gc
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -83,7 +85,7 @@ def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
     import importlib
 
     from rlhf import callbacks
-    from rlhf.models.load import save_final
+    from rlhf.ppo.checkpoint import replace_folder
 
     build = importlib.import_module(f"rlhf.methods.{stage.method.name}").build
     trainer = build(stage, tokenizer, data)
@@ -98,16 +100,22 @@ def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
         run.status("running")
         raise Preempted(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from there")
     if record.is_main():
-        final = stage.path / "final"
-        if stage.method.name == "ppo":
-            trainer.save_model(str(final))
-            tokenizer.save_pretrained(str(final))
-        else:
-            save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, final)
-        _card(stage, final)
+        # other stages read it as soon as it is there
+        replace_folder(stage.path / "final", partial(_save, stage, trainer, tokenizer))
         run.run["train_seconds"] = round(time.time() - began, 1)
     del trainer
     gc.collect()
+
+
+def _save(stage: Stage, trainer: Any, tokenizer: Any, folder: Path) -> None:
+    from rlhf.models.load import save_final
+
+    if stage.method.name == "ppo":
+        trainer.save_model(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    else:
+        save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    _card(stage, folder)
 
 
 def _card(stage: Stage, final: Any) -> None:

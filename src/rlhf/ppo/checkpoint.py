@@ -16,17 +16,30 @@ from torch import Tensor
 
 from rlhf.ppo.roles import Role
 from rlhf.ppo.shared import WEIGHTS
+from rlhf.record import COMPLETE as MARKER
 
-MARKER = "complete.json"
 PREFIX = "checkpoint-"
 HEAD_KEY = "base_model.model.score.weight"
 
 
 def write_complete(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes a checkpoint: what `write` puts there, then the marker with the size of every file, and only then a name.
+
+    The marker is for what happens to a checkpoint later: a deletion that was cut short, a copy that lost its end.
+    """
+
+    def write_and_mark(partial: Path) -> None:
+        write(partial)
+        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+        (partial / MARKER).write_text(json.dumps(sizes, indent=1))
+
+    replace_folder(folder, write_and_mark)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a hidden sibling of `folder`, makes it durable, and renames it to `folder` last.
 
-    Killed at any moment, `folder` is what it was before or what it should be: the marker with all file sizes is written
-    after everything else has reached the disk, and the rename is atomic.
+    Killed at any moment, `folder` is absent, what it was before, or all that it should be.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (folder.parent / f".{kind}-{folder.name}" for kind in ("partial", "old"))
@@ -34,12 +47,7 @@ def write_complete(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     write(partial)
-    files = sorted(p for p in partial.rglob("*") if p.is_file())
-    for path in files:
-        _sync(path)
-    sizes = {str(p.relative_to(partial)): p.stat().st_size for p in files}
-    (partial / MARKER).write_text(json.dumps(sizes, indent=1))
-    for path in [partial / MARKER, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
+    for path in [*partial.rglob("*"), partial]:
         _sync(path)
     if folder.exists():
         folder.rename(old)

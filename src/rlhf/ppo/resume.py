@@ -54,7 +54,7 @@ def find(resume_from: bool | str | Path, output_dir: Path) -> Path:
     folder = Path(str(resume_from))
     if not checkpoint.is_complete(folder):
         raise ValueError(
-            f"resume_from_checkpoint = {folder} is not a complete checkpoint; use one with {checkpoint.MARKER}"
+            f"resume_from_checkpoint = {folder} is not a complete checkpoint; use one that holds the file `{checkpoint.MARKER}`"
         )
     return folder
 
