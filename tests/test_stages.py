@@ -203,29 +203,38 @@ def test_a_finished_run_is_not_overwritten(chain, door):
 
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_a_stopped_stage_goes_on_and_ends_the_same(chain, door, tmp_path, name):
-    """SIGTERM in the middle: exit 75 with a checkpoint; the same command then finishes with the unbroken run's weights."""
+    """SIGTERM in the middle: exit 75 with a checkpoint. SIGKILL later: no word, and the checkpoint before it. The same
+    command then finishes with the unbroken run's weights and samples."""
     from safetensors.torch import load_file
 
     settings = [f"recipes=support/{name}", "debug=smoke", "debug.max_steps=12", "debug.rows=96"]
+    if name == "ppo":
+        settings.append("dataset.splits.eval=evaluation[:4]")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for root in (whole, broken):
         shutil.copytree(chain, root, ignore=shutil.ignore_patterns("checkpoint-*"))
         shutil.rmtree(root / "support" / name)
     assert door("train.py", *settings, f"run.root={whole}").returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, str(REPO / "src/train.py"), *settings, f"run.root={broken}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPO, env=os.environ,
-    )  # fmt: skip
     folder = broken / "support" / name
-    while process.poll() is None and not (folder / "metrics.jsonl").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75
-    assert not (folder / "results.json").exists() and list(folder.glob("checkpoint-*"))
+    for stop, when, code in ((signal.SIGTERM, "metrics.jsonl", 75), (signal.SIGKILL, "checkpoint-6", -signal.SIGKILL)):
+        process = subprocess.Popen(
+            [sys.executable, str(REPO / "src/train.py"), *settings, f"run.root={broken}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPO, env=os.environ,
+        )  # fmt: skip
+        while process.poll() is None and not (folder / when).exists():
+            time.sleep(0.02)
+        process.send_signal(stop)
+        assert process.wait() == code
+        assert not (folder / "results.json").exists() and list(folder.glob("checkpoint-*"))
     again = door("train.py", *settings, f"run.root={broken}")
     assert again.returncode == 0 and "going on from" in again.stdout, again.stderr
     ours, theirs = (load_file(root / "support" / name / "final/adapter_model.safetensors") for root in (broken, whole))
     assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+    samples = [(root / "support" / name / "samples.jsonl").read_text() for root in (broken, whole)]
+    assert samples[0] == samples[1]
+    sets = [(row["step"], row["set"]) for row in map(json.loads, samples[0].splitlines())]
+    evaluated = [(step, "") for step in (3, 6, 9, 12) for _ in range(4)] if name == "ppo" else []
+    assert sets == [*evaluated, *[(12, "test")] * (len(sets) - len(evaluated))] and len(sets) > len(evaluated)
     steps = [line["step"] for line in _metrics(folder) if "loss" in line or "objective/kl" in line]
     assert steps == sorted(set(steps)) == list(range(1, 13))
 

@@ -7,6 +7,7 @@ from typing import Any
 from rlhf import record
 from rlhf.errors import ConfigError
 from rlhf.evaluation.annotators import annotator
+from rlhf.evaluation.evaluate import final_samples
 from rlhf.evaluation.metrics import DEFINITIONS, Sample, by_situation, summary
 from rlhf.evaluation.statistics import both_orders, win_rate
 from rlhf.models.policies import finished_stage, load_roles, scorer
@@ -24,7 +25,7 @@ def report(folder: Path) -> str:
     """
     runs = {path.parent.name: record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
     finished = [name for name, run in runs.items() if run.get("status") == "finished"]
-    samples = {name: _samples(folder / name) for name in finished if (folder / name / "samples.jsonl").exists()}
+    samples = {name: rows for name in finished if (rows := final_samples(folder / name))}
     if not samples:
         raise ConfigError(
             f"{folder} has no finished stage with replies\n  fix: python src/pipeline.py recipe={folder.name}"
@@ -80,10 +81,6 @@ def _order(samples: dict[str, list[Sample]]) -> list[str]:
             name,
         ),
     )
-
-
-def _samples(folder: Path) -> list[Sample]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
 def _same_prompts(samples: dict[str, list[Sample]]) -> None:

@@ -13,13 +13,17 @@ from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.metrics import Sample, by_situation, summary
 from rlhf.models.policies import load_roles, scorer
 from rlhf.ppo.batches import lay_out
+from rlhf.ppo.evaluation import SAMPLES, write_samples
 from rlhf.ppo.passes import Forward
 from rlhf.ppo.roles import Role
 from rlhf.ppo.rollout import sample_replies, stream
 
+TEST = "test"  # the set of samples.jsonl that reports compare
+
 
 def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
-    """Replies to the test prompts go to samples.jsonl; returns their metrics with the last training and held-out loss.
+    """Replies to the test prompts go to samples.jsonl as the set `test`, behind those of evaluations during training;
+    returns their metrics with the last training and held-out loss.
 
     Replies are greedy, as a user gets them from chat. The KL is that of the distribution, so it is measured on replies
     sampled at temperature 1, against the weights the stage started from.
@@ -42,9 +46,8 @@ def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
         sample |= {"prompt": row["prompt"], "facts": json.loads(row["facts"])}
         if judge is not None and sample["facts"]:
             sample |= {"gold": judge.score(sample["facts"], sample["reply"]), "known": judge.known(sample["reply"])}
-    with (stage.path / "samples.jsonl").open("w") as lines:
-        for sample, prompt in zip(samples, prompts, strict=True):
-            lines.write(json.dumps({**sample, "prompt_ids": prompt}, ensure_ascii=False) + "\n")
+        sample["prompt_ids"] = row["input_ids"]
+    write_samples(stage.path, last_step(stage.path), TEST, samples)
     return results | summary(samples) | {"gold_by_situation": by_situation(samples, "gold")}
 
 
@@ -107,6 +110,19 @@ def reply_kl(
         for index, value in zip(batch.batch_row.tolist(), difference.tolist(), strict=True):
             totals[index] += value
     return totals
+
+
+def last_step(path: Path) -> int:
+    """The last step of which metrics.jsonl tells."""
+    file = path / "metrics.jsonl"
+    return max((json.loads(line)["step"] for line in file.read_text().splitlines()), default=0) if file.exists() else 0
+
+
+def final_samples(path: Path) -> list[Sample]:
+    """The replies that a finished stage gave to the test prompts; none if it was asked none."""
+    file = path / SAMPLES
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row for row in rows if row["set"] == TEST]
 
 
 def last_losses(path: Path) -> dict[str, float]:

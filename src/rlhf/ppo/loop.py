@@ -57,12 +57,13 @@ class Loop:
 
     def update(self, update: int) -> dict[str, float]:
         """One update, from prompts to changed weights; returns what it measured."""
-        args, device, clock = self.args, self.args.device, [time.time()]
+        args, device, clock, peaks = self.args, self.args.device, [time.time()], []
         lr = {group.get("role", "policy"): group["lr"] for group in self.optimizer.param_groups}
         rows = [self.dataset[i] for i in self.order.batch(update)]
         prompts = [prompt_of(row) for row in rows]
         replies = self.sample(prompts, update)
         clock.append(time.time())
+        peaks.append(report.peak_memory_mb(device))
 
         raw = self.scorer(prompts, replies.tokens, rows).float()
         require_finite(update, reward__mean=raw)
@@ -80,6 +81,7 @@ class Loop:
             advantages = whiten(advantages, mask)
         require_finite(update, objective__kl=k1[mask], value__mean=experience.values[mask])
         clock.append(time.time())
+        peaks.append(report.peak_memory_mb(device))
 
         stats = self.optimize(batches, experience, advantages, returns, update)
         self.scheduler.step()
@@ -92,6 +94,8 @@ class Loop:
         logs["time/tokens_per_second"] = float(mask.sum()) / (clock[-1] - clock[0])
         return logs | {
             "memory/peak_mb": report.peak_memory_mb(device),
+            "memory/peak_rollout_mb": peaks[0],
+            "memory/peak_score_mb": peaks[1],
             "lr": lr["policy"],
             "lr_value": lr.get("value", lr["policy"]),
         }

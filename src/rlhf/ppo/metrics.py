@@ -1,4 +1,4 @@
-"""Every number a PPO run logs, defined once."""
+"""Every number a PPO run logs, defined once: `docs/ppo_metrics.md` is what `python -m rlhf.ppo.metrics` prints."""
 
 METRICS: dict[str, str] = {
     "objective/kl": "KL from the reference in nats a reply: k1 summed over its tokens, mean over replies.",
@@ -50,6 +50,8 @@ METRICS: dict[str, str] = {
     "time/update": "Seconds spent on gradient steps.",
     "time/tokens_per_second": "Reply tokens over the seconds of the whole update.",
     "memory/peak_mb": "Peak memory so far in megabytes: of the GPU's allocator, or of the process on the CPU.",
+    "memory/peak_rollout_mb": "The same when the rollout of this update had ended.",
+    "memory/peak_score_mb": "The same when scores and log-probabilities were there; what is above belongs to the steps.",
     "lr": "Learning rate of the policy in this update.",
     "lr_value": "Learning rate of the value in this update.",
     "eps": "Episodes a second since the start of this process.",
@@ -61,6 +63,17 @@ METRICS: dict[str, str] = {
     "eval_objective/eos_rate": "Fraction of evaluation replies that ended with an EOS id.",
     "eval_runtime": "Seconds of the evaluation.",
 }
+
+
+def page() -> str:
+    """The definitions as Markdown."""
+    rows = "".join(f"| `{name}` | {text} |\n" for name, text in METRICS.items())
+    return (
+        "# What a PPO run logs\n\n"
+        "A line of `metrics.jsonl` each `logging.steps` updates, one for each evaluation (`eval_...`), and the tracker's.\n"
+        "`samples.jsonl` has the evaluations' replies. Reply tokens only: neither prompts nor padding enter a number.\n\n"
+        f"| metric | definition |\n|---|---|\n{rows}"
+    )
 
 
 def checked(metrics: dict[str, float]) -> dict[str, float]:
@@ -85,3 +98,7 @@ def repeated(replies: list[list[int]], n: int = 4) -> float:
         total += len(grams)
         seen += len(grams) - len(set(grams))
     return seen / total if total else 0.0
+
+
+if __name__ == "__main__":
+    print(page(), end="")
