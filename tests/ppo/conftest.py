@@ -23,13 +23,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf.ppo.shared import plain_4bit_kernels, shared_roles
+from rlhf.ppo.assembly import assemble
+from rlhf.ppo.shared import Roles, plain_4bit_kernels, shared_roles
 
 VOCABULARY = 96
 
 
 def lora(**options: Any) -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1, **options)
+
+
+def placed(quantized: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told: the type of plain weights, and NF4 with double quantization, heads left out."""
+    nf4: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    skipped = {"llm_int8_skip_modules": ["lm_head", "score"], "bnb_4bit_compute_dtype": dtype}
+    return {"dtype": dtype} | ({"quantization_config": BitsAndBytesConfig(**nf4, **skipped)} if quantized else {})
 
 
 def shake(model: Any, seed: int) -> None:
@@ -50,29 +58,32 @@ class Workshop:
     tokenizer: Any
 
     def load(self, quantized: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-        options: dict[str, Any] = {"dtype": dtype}
-        if quantized:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        model = AutoModelForCausalLM.from_pretrained(self.base, **options)
+        model = AutoModelForCausalLM.from_pretrained(self.base, **placed(quantized, dtype))
         plain_4bit_kernels(model)
         return model
 
     lora, shake = staticmethod(lora), staticmethod(shake)
 
-    def load_reward(self, path: Path | None = None) -> Any:
+    def load_reward(self, path: Path | None = None, quantized: bool = False) -> Any:
         torch.manual_seed(3)
-        return AutoModelForSequenceClassification.from_pretrained(path or self.base, num_labels=1, dtype=torch.float32)
+        options = placed(quantized, torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(path or self.base, num_labels=1, **options)
+        plain_4bit_kernels(model)
+        return model
 
     def roles(
         self, quantized: bool = False, dtype: torch.dtype = torch.float32, reward: Path | None = None, **options: Any
     ) -> Any:
         base = self.load(quantized, dtype)
         return shared_roles(base, self.tokenizer, self.sft, reward or self.reward, **options)
+
+    def kind(self, kind: str) -> Any:
+        """Four roles: `lora` on an fp32 base, `lora on nf4`, or `full` models of their own, all weights trained."""
+        if kind != "full":
+            return self.roles(quantized=kind == "lora on nf4")
+        models = (self.load(), None, self.load_reward(), self.load_reward())
+        policy, reference, (reward,), value = assemble(*models, None, torch.device("cpu"))
+        return Roles(policy, reference, reward, value, peft=None)
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, PeftModel
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rlhf.ppo import checkpoint
-from rlhf.ppo.options import NonFinite
+from rlhf.config import REPO
+from rlhf.ppo.metrics import METRICS, page
 
+KINDS = ["lora on nf4", "full"]
 TIMES = ("time/", "memory/", "eps", "eval_runtime")
 
 
@@ -26,12 +23,8 @@ def timeless(trainer):
     return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in trainer.state.log_history]
 
 
-def fingerprints(peft):
-    """A hash of every parameter, by name."""
-    return {
-        n: hashlib.sha256(p.detach().view(torch.uint8).numpy().tobytes()).hexdigest()
-        for n, p in peft.named_parameters()
-    }
+def fingerprint(parameter):
+    return hashlib.sha256(parameter.detach().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def weights(trainer):
@@ -43,15 +36,11 @@ def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def full_models(workshop):
-    reward, value = workshop.load_reward(), workshop.load_reward()
-    return SimpleNamespace(policy=workshop.load(), reference=None, reward=reward, value=value)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_first_update_starts_at_ratio_one_and_kl_zero(workshop, make_trainer, dtype):
-    roles = workshop.roles(quantized=True, dtype=dtype)
-    trainer = make_trainer(roles, bf16=dtype == torch.bfloat16, activation_checkpointing=dtype == torch.float32)
+@pytest.mark.parametrize("kind", [*KINDS, "bf16"])
+def test_first_update_starts_at_ratio_one_and_kl_zero(workshop, make_trainer, kind):
+    bf16 = kind == "bf16"
+    roles = workshop.roles(quantized=True, dtype=torch.bfloat16) if bf16 else workshop.kind(kind)
+    trainer = make_trainer(roles, bf16=bf16, activation_checkpointing=not bf16)
     trainer.train()
     assert history(trainer, "objective/kl")[0] == 0.0
     assert history(trainer, "objective/kl_k3")[0] == 0.0
@@ -60,28 +49,22 @@ def test_first_update_starts_at_ratio_one_and_kl_zero(workshop, make_trainer, dt
     assert history(trainer, "objective/kl_k3")[-1] > 0
 
 
-def test_first_step_invariants_of_full_models(workshop, make_trainer):
-    trainer = make_trainer(full_models(workshop))
-    trainer.train()
-    assert history(trainer, "objective/kl")[0] == 0.0
-    assert history(trainer, "policy/ratio_max_first") == [1.0] * 4
-
-
-def test_only_policy_and_value_change(workshop, make_trainer):
-    roles = workshop.roles(quantized=True)
-    flags = {n: p.requires_grad for n, p in roles.peft.named_parameters()}
-    before, heads = (
-        fingerprints(roles.peft),
-        (roles.reward.head.linear.weight.clone(), roles.value.head.linear.weight.clone()),
-    )
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_policy_and_value_change(workshop, make_trainer, kind):
+    """The bytes of the base, the reference, the reward and its head are those of before; all of policy and value move."""
+    roles = workshop.kind(kind)
+    parts = {role.name: role for role in (roles.policy, roles.reference, roles.reward, roles.value)}
+    owned = {id(p) for role in parts.values() for _, p in role.named_parameters()}
+    everything = {f"{name}: {n}": p for name, role in parts.items() for n, p in role.named_parameters()}
+    everything |= {f"base: {n}": p for n, p in roles.policy.model.named_parameters() if id(p) not in owned}
+    flags = {n: p.requires_grad for n, p in everything.items()}
+    before = {n: fingerprint(p) for n, p in everything.items()}
     trainer = make_trainer(roles, activation_checkpointing=True)
     trainer.train()
-    changed = {n for n, digest in fingerprints(roles.peft).items() if digest != before[n]}
-    assert changed and all(".policy." in n or ".value." in n for n in changed)
-    assert {n for n in before if ".policy." in n or ".value." in n} == changed
-    assert {n: p.requires_grad for n, p in roles.peft.named_parameters()} == flags
-    assert torch.equal(roles.reward.head.linear.weight, heads[0])
-    assert not torch.equal(roles.value.head.linear.weight, heads[1])
+    changed = {n for n, p in everything.items() if fingerprint(p) != before[n]}
+    assert changed == {n for n in everything if n.startswith(("policy", "value"))}
+    assert {n.partition(":")[0] for n in everything} == {*parts} | ({"base"} if roles.peft else set())
+    assert {n: p.requires_grad for n, p in everything.items()} == flags
 
 
 def test_minibatches_make_optimizer_steps(make_trainer):
@@ -93,37 +76,17 @@ def test_minibatches_make_optimizer_steps(make_trainer):
     assert history(trainer, "update/optimizer_steps") == [12.0, 12.0]
 
 
-def test_run_is_reproducible_and_ignores_global_randomness(workshop, make_trainer):
-    torch.manual_seed(5)
-    first = make_trainer()
-    first.train()
-    torch.manual_seed(6)
-    second = make_trainer()
-    second.train()
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_is_reproducible_and_ignores_global_randomness(workshop, make_trainer, kind):
+    runs = []
+    for seed in (5, 6):
+        roles = workshop.kind(kind)
+        torch.manual_seed(seed)
+        runs.append(make_trainer(roles, max_steps=2))
+        runs[-1].train()
+    first, second = runs
     assert timeless(first) == timeless(second)
     assert same(weights(first), weights(second))
-
-
-@pytest.mark.parametrize("kind", ["adapters", "full"])
-def test_resume_continues_bit_for_bit(workshop, make_trainer, tmp_path, kind):
-    def build(folder, **options):
-        roles = workshop.roles() if kind == "adapters" else full_models(workshop)
-        common = {"kl_target": 1.0, "kl_horizon": 100, "reward_normalization": "running", "warmup_steps": 2}
-        return make_trainer(
-            roles, output_dir=str(tmp_path / folder), save_steps=2, save_strategy="steps", **common, **options
-        )
-
-    whole = build("whole")
-    whole.train()
-    broken = build("broken", callbacks=[StopAt(2)])
-    broken.train()
-    torch.manual_seed(99)
-    again = build("broken")
-    result = again.train(resume_from_checkpoint=True)
-    assert result.global_step == 4
-    assert timeless(again) == timeless(whole)
-    assert same(weights(again), weights(whole))
-    assert again.loop.kl_controller == whole.loop.kl_controller and again.loop.moments == whole.loop.moments
 
 
 class StopAt(TrainerCallback):
@@ -132,53 +95,6 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
-
-
-def test_checkpoints_are_complete_or_absent(make_trainer, tmp_path):
-    trainer = make_trainer(save_strategy="steps", save_steps=1, save_total_limit=2)
-    trainer.train()
-    run = tmp_path / "run"
-    assert [p.name for p in checkpoint.checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
-    assert not list(run.glob(".*")) and not list(run.rglob("*.bin")) and not list(run.rglob("*.pt"))
-    weights_file = run / "checkpoint-4" / "adapter_model.safetensors"
-    weights_file.write_bytes(weights_file.read_bytes()[:-1])
-    assert [p.name for p in checkpoint.checkpoints(run)] == ["checkpoint-3"]
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
-        make_trainer().train(resume_from_checkpoint=str(run / "checkpoint-4"))
-
-
-def test_checkpoint_cut_short_leaves_the_last_one(make_trainer, tmp_path, monkeypatch):
-    trainer = make_trainer(save_strategy="steps", save_steps=1)
-
-    def fail(*_):
-        if trainer.state.global_step == 2:
-            raise OSError("disk full")
-
-    monkeypatch.setattr("rlhf.ppo.resume.checkpoint.save_random_states", fail)
-    with pytest.raises(OSError, match="disk full"):
-        trainer.train()
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["checkpoint-1"]
-
-
-def test_resume_refuses_other_prompts(workshop, make_trainer, prompts):
-    make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
-    with pytest.raises(ValueError, match="belongs to another run: prompts was 12, is 9"):
-        make_trainer(dataset=prompts.select(range(9))).train(resume_from_checkpoint=True)
-
-
-def test_saved_policy_loads_with_peft(workshop, make_trainer, tmp_path):
-    roles = workshop.roles()
-    trainer = make_trainer(roles, max_steps=1)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "final"))
-    ids = torch.tensor([[5, 6, 7, 8]])
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
-    with torch.no_grad(), roles.policy.active():
-        assert torch.allclose(loaded(ids).logits, roles.policy.model(ids).logits, atol=1e-6)
-    value = PeftModel.from_pretrained(workshop.load_reward(), tmp_path / "final" / "value")
-    with torch.no_grad(), roles.value.active():
-        ours = roles.value.head(roles.value.hidden(ids))[0, -1]
-        assert torch.allclose(value(ids).logits[0, 0], ours, atol=1e-6)
 
 
 def test_generation_config_stays_and_does_not_matter(workshop, make_trainer, tmp_path):
@@ -192,33 +108,6 @@ def test_generation_config_stays_and_does_not_matter(workshop, make_trainer, tmp
     assert roles.policy.model.generation_config.to_dict() == before
     assert history(trainer, "policy/ratio_max_first") == [1.0]
     assert history(trainer, "mismatch/rollout_vs_train_mean_abs")[0] < 1e-5
-
-
-class Spoil(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            self.trainer.loop.scorer = lambda prompts, replies, rows: torch.full((len(prompts),), float("nan"))
-
-
-def test_nan_reward_stops_before_the_step(make_trainer):
-    spoil = Spoil()
-    trainer = spoil.trainer = make_trainer(callbacks=[spoil], save_strategy="steps", save_steps=1)
-    with pytest.raises(NonFinite, match="reward/mean is nan in update 2") as caught:
-        trainer.train()
-    assert (caught.value.metric, caught.value.update) == ("reward/mean", 2)
-    stored = load_file(checkpoint.checkpoints(Path(trainer.args.output_dir))[-1] / "adapter_model.safetensors")
-    assert all(torch.isfinite(t).all() for t in stored.values())
-    assert all(torch.isfinite(p).all() for _, p in trainer.policy.trainable())
-
-
-def test_infinite_gradient_stops_before_the_step(make_trainer):
-    trainer = make_trainer()
-    before = weights(trainer)
-    parameter = trainer.policy.trainable()[0][1]
-    parameter.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(NonFinite, match="policy/grad_norm"):
-        trainer.train()
-    assert same(before, weights(trainer))
 
 
 def test_gradients_are_clipped_separately(make_trainer):
@@ -271,9 +160,24 @@ def test_evaluation_runs_on_schedule(make_trainer, prompts, tmp_path):
     assert [row["step"] for row in trainer.state.log_history if "eval_objective/scores" in row] == [2, 4]
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(rows) == 6
-    assert {"prompt", "reply", "score", "kl", "length", "step"} <= rows[0].keys()
+    assert [row["step"] for row in rows] == [2, 2, 2, 4, 4, 4] and len({row["prompt"] for row in rows}) == 3
+    for step in (2, 4):
+        logged = next(r for r in trainer.state.log_history if r["step"] == step and "eval_objective/kl" in r)
+        some = [row for row in rows if row["step"] == step]
+        assert all(isinstance(row["reply"], str) and row["length"] >= len(row["reply"].split()) for row in some)
+        for key, name in (("score", "scores"), ("kl", "kl"), ("length", "length")):
+            assert sum(row[key] for row in some) / 3 == pytest.approx(logged[f"eval_objective/{name}"], abs=1e-6)
     trainer.evaluate()
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 6
+
+
+def test_every_logged_number_is_defined_and_every_definition_is_logged(workshop, make_trainer, prompts):
+    trainer = make_trainer(eval_dataset=prompts.select(range(2)), eval_strategy="steps", eval_steps=1, max_steps=1)
+    trainer.train()
+    logged = {key for row in trainer.state.log_history for key in row} - {"step", "epoch"}  # transformers' own
+    assert logged == set(METRICS) and len(METRICS) >= 60
+    assert all(text.endswith(".") for text in METRICS.values())
+    assert (REPO / "docs/ppo_metrics.md").read_text() == page(), "python -m rlhf.ppo.metrics > docs/ppo_metrics.md"
 
 
 def test_function_scorer_sees_texts_and_columns(workshop, make_trainer):
