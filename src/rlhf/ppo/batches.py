@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass
 class MicroBatch:
-    """`b` sequences, prompt and reply in one piece, padded on the right to the longest of them.
+    """`b` sequences, prompt and reply in one piece, padded on the right to little more than the longest of them.
 
     Reply tokens are addressed as a flat list of `N`: `row` within the micro-batch, `state` the position whose hidden
     state predicts the token, `target` the token itself, (`batch_row`, `step`) its place in the `[B, R]` tensors of the
@@ -69,7 +69,9 @@ def _micro_batch(
     pad_id: int,
     device: torch.device,
 ) -> MicroBatch:
-    width = max(len(prompts[i]) + len(replies[i]) for i in rows)
+    # to a multiple of 8: oneDNN compiles kernels for every new shape and keeps them, tensor cores like it, and contexts
+    # are multiples of 8 too
+    width = -(-max(len(prompts[i]) + len(replies[i]) for i in rows) // 8) * 8
     ids, local, state, target, batch_row, step, last = [], [], [], [], [], [], []
     for k, i in enumerate(rows):
         prompt, reply = list(prompts[i]), list(replies[i])
