@@ -4,14 +4,16 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf import expectations
 from rlhf.config import REPO, Stage, options
 from rlhf.errors import ConfigError, nearest
 
 ALLOWED = {
     "method.name": ("sft", "reward", "dpo", "ppo"),
+    "method.learn": ("replies", "all"),
     "adapter.name": ("lora", "none"),
     "quantization.name": ("nf4", "int8", "none"),
-    "dataset.format": ("chat", "plain", "transcript"),
+    "dataset.format": ("chat", "plain", "transcript", "tree"),
     "dataset.long_rows": ("drop", "truncate", "error"),
     "dataset.bad_rows": ("error", "drop"),
     "hardware.device": ("cpu", "cuda"),
@@ -25,7 +27,7 @@ POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "data
 
 def check(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
-    problems = [*_values(stage), *_combinations(stage), *_files(stage, planned)]
+    problems = [*_values(stage), *_combinations(stage), *_files(stage, planned), *expectations.problems(stage)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -79,14 +81,23 @@ def _combinations(stage: Stage) -> list[str]:
         problems.append(
             'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
         )
+    cut = stage.dataset.prompt_tokens
+    if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
+        problems.append(f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]")
+    if method.learn != "replies" and method.name != "sft":
+        problems.append(f"method.learn={method.learn} is about method=sft, not {method.name}\n  fix: method.learn=replies")
     if method.kwise and method.name != "reward":
         problems.append(
             f"method.kwise=true is a loss of method=reward, not of {method.name}\n  fix: method.kwise=false"
         )
     if method.name == "ppo":
         room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
-        if method.reward_model is None:
-            problems.append("method.reward_model is null; ppo needs the weights of a reward stage")
+        if (method.reward_model is None) == (method.classifier is None):
+            problems.append("ppo needs one reward: method.reward_model=<weights of a reward stage>, or method.classifier")
+        if method.classifier is not None and stage.adapter.name != "none":
+            problems.append(
+                "method.classifier leaves no reward adapter for the value to start from\n  fix: adapter=none quantization=none"
+            )
         if room > stage.dataset.max_length:
             problems.append(
                 f"method.args.response_length + dataset.max_prompt_length = {room} is more than dataset.max_length="

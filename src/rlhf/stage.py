@@ -10,6 +10,7 @@ from rlhf import record
 from rlhf.check import check, check_machine
 from rlhf.config import Stage, to_stage
 from rlhf.errors import DataError, Preempted
+from rlhf.hub import check_repositories
 
 
 def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     resume = record.claim(stage)
     quiet()
     check_machine(stage)
+    check_repositories([stage])
 
     from rlhf import console
     from rlhf.args import lora_config, quantization_config, training_arguments
@@ -97,6 +99,8 @@ def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
     if preemption.asked:
         run.status("running")
         raise Preempted(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from there")
+    if trainer.args.eval_strategy != "no" and stage.method.name != "ppo" and not _evaluated(trainer):
+        trainer.evaluate()  # what is compared with published numbers is the model that is saved
     if record.is_main():
         final = stage.path / "final"
         if stage.method.name == "ppo":
@@ -108,6 +112,12 @@ def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
         run.run["train_seconds"] = round(time.time() - began, 1)
     del trainer
     gc.collect()
+
+
+def _evaluated(trainer: Any) -> bool:
+    """Whether the last held-out loss is that of the final weights."""
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return steps[-1:] == [trainer.state.global_step]
 
 
 def _card(stage: Stage, final: Any) -> None:
