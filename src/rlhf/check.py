@@ -85,7 +85,9 @@ def _combinations(stage: Stage) -> list[str]:
     if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
         problems.append(f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]")
     if method.learn != "replies" and method.name != "sft":
-        problems.append(f"method.learn={method.learn} is about method=sft, not {method.name}\n  fix: method.learn=replies")
+        problems.append(
+            f"method.learn={method.learn} is about method=sft, not {method.name}\n  fix: method.learn=replies"
+        )
     if method.kwise and method.name != "reward":
         problems.append(
             f"method.kwise=true is a loss of method=reward, not of {method.name}\n  fix: method.kwise=false"
@@ -93,7 +95,9 @@ def _combinations(stage: Stage) -> list[str]:
     if method.name == "ppo":
         room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
         if (method.reward_model is None) == (method.classifier is None):
-            problems.append("ppo needs one reward: method.reward_model=<weights of a reward stage>, or method.classifier")
+            problems.append(
+                "ppo needs one reward: method.reward_model=<weights of a reward stage>, or method.classifier"
+            )
         if method.classifier is not None and stage.adapter.name != "none":
             problems.append(
                 "method.classifier leaves no reward adapter for the value to start from\n  fix: adapter=none quantization=none"

@@ -10,13 +10,28 @@ from rlhf.ppo.metrics import METRICS
 
 _REPLIES = {"length", "eos_rate", "distinct_2", "kl", "gold_score", "known_words"}
 _EVERY = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
-_REWARDS = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"}
+_REWARDS = {
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+}
 # What a stage leaves in results.json or metrics.jsonl, by method. The smoke runs of the tests hold this against what is there.
 LOGGED: dict[str, set[str]] = {
     "sft": _EVERY | _REPLIES | {"mean_token_accuracy", "eval_mean_token_accuracy", "entropy", "eval_entropy"},
     "reward": _EVERY
     | {"accuracy", "mean_margin", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "margin", "min_reward"}
-    | {"mean_reward", "max_reward", "eval_accuracy", "eval_margin", "eval_min_reward", "eval_mean_reward", "eval_max_reward"},
+    | {
+        "mean_reward",
+        "max_reward",
+        "eval_accuracy",
+        "eval_margin",
+        "eval_min_reward",
+        "eval_mean_reward",
+        "eval_max_reward",
+    },
     "dpo": _EVERY | _REPLIES | _REWARDS | {f"eval_{name}" for name in _REWARDS},
     "ppo": _REPLIES | set(METRICS),
 }
@@ -31,7 +46,9 @@ def problems(stage: Stage) -> list[str]:
         key, known = f"expect.{metric}", LOGGED.get(stage.method.name, set()) | REPORTED
         if expected.needs is not None:
             if expected.low is not None or expected.high is not None:
-                found.append(f"{key}.needs={expected.needs!r}, so nothing here is held against {key}.low and high; leave them out")
+                found.append(
+                    f"{key}.needs={expected.needs!r}, so nothing here is held against {key}.low and high; leave them out"
+                )
             continue
         if metric not in known:
             found.append(
@@ -39,7 +56,9 @@ def problems(stage: Stage) -> list[str]:
                 f"  fix: a metric that the stage logs, or {key}.needs=<what measures it>"
             )
         if expected.low is None or expected.high is None or not expected.low <= expected.published <= expected.high:
-            found.append(f"{key}: the band [{expected.low}, {expected.high}] must hold the published {expected.published}")
+            found.append(
+                f"{key}: the band [{expected.low}, {expected.high}] must hold the published {expected.published}"
+            )
         if expected.band not in ("ours", "source"):
             found.append(f"{key}.band={expected.band} is not one of ours, source: say whose band it is")
     return found

@@ -39,7 +39,9 @@ def _problem(key: str, name: str, kind: str) -> str | None:
     if constants.HF_HUB_OFFLINE:
         if _cached(name, kind):
             return None
-        return f"{key}={name} is not cached, and HF_HUB_OFFLINE forbids to fetch it\n  fix: HF_HUB_OFFLINE=0, or {local}"
+        return (
+            f"{key}={name} is not cached, and HF_HUB_OFFLINE forbids to fetch it\n  fix: HF_HUB_OFFLINE=0, or {local}"
+        )
     try:
         HfApi().auth_check(name, repo_type=kind)
     except GatedRepoError:
@@ -57,5 +59,9 @@ def _cached(name: str, kind: str) -> bool:
     from huggingface_hub import constants
 
     hub = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")) / name.replace("/", "___")
-    return hub.is_dir() or (kind == "dataset" and (prepared.is_dir() or prepared.with_name(prepared.name.lower()).is_dir()))
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")) / name.replace(
+        "/", "___"
+    )
+    return hub.is_dir() or (
+        kind == "dataset" and (prepared.is_dir() or prepared.with_name(prepared.name.lower()).is_dir())
+    )

@@ -29,13 +29,17 @@ def compare(plan: Plan) -> list[dict[str, Any]]:
         stage = plan.stage(name)
         state = record.state(stage)
         if state == "finished":
-            runs[name] = {key: record.read_run(stage.path).get(key) for key in ("id", "seed", "seconds", "machine", "git")}
+            runs[name] = {
+                key: record.read_run(stage.path).get(key) for key in ("id", "seed", "seconds", "machine", "git")
+            }
         for metric, expected in stage.expect.items():
             value = None
             if state == "finished" and expected.needs is None:
                 value = expectations.measured(stage.path, metric)
                 if value is None:
-                    raise ConfigError(f"{stage.path} left no {metric}, which expect.{metric} names\n  fix: run.overwrite=true")
+                    raise ConfigError(
+                        f"{stage.path} left no {metric}, which expect.{metric} names\n  fix: run.overwrite=true"
+                    )
             word = expectations.verdict(expected, value)
             if word == "not run" and state == "stale":
                 word = f"not run with these settings ({record.changes(stage)} changed)"
@@ -68,7 +72,11 @@ def settle(recipe: str, rows: list[dict[str, Any]]) -> None:
         waiting = [row["stage"] for row in rows if row["verdict"].startswith("not run")]
         raise GuardStop(
             f"{recipe}: nothing was measured"
-            + (f"\n  fix: without check=true, to run {', '.join(dict.fromkeys(waiting))}" if waiting else "; see `not checked`")
+            + (
+                f"\n  fix: without check=true, to run {', '.join(dict.fromkeys(waiting))}"
+                if waiting
+                else "; see `not checked`"
+            )
         )
 
 
@@ -96,7 +104,9 @@ def index() -> str:
     ]
     for recipe in sorted({option.rpartition("/")[0] for option in options("recipes")}):
         stages = {name: to_stage(compose_config([f"recipes={recipe}/{name}"])) for name in stages_of(recipe)}
-        names = sorted(stages, key=lambda n: (("base", "sft", "reward", "dpo", "ppo").index(n) if n in stages else 9, n))
+        names = sorted(
+            stages, key=lambda n: (("base", "sft", "reward", "dpo", "ppo").index(n) if n in stages else 9, n)
+        )
         published = [_stated(name, metric, e) for name in names for metric, e in stages[name].expect.items()]
         cells = [
             f"[{recipe}]({recipe}/)",
@@ -112,7 +122,11 @@ def index() -> str:
 
 
 def _base(stage: Stage) -> str:
-    return "from scratch" if stage.model.init or str(stage.model.path).startswith(stage.run.root) else str(stage.model.path)
+    return (
+        "from scratch"
+        if stage.model.init or str(stage.model.path).startswith(stage.run.root)
+        else str(stage.model.path)
+    )
 
 
 def _cost(name: str, stage: Stage) -> str:
@@ -131,7 +145,9 @@ def _measured_here(recipe: str) -> str:
     if not kept.is_file():
         return "not run on the real weights"
     rows = json.loads(kept.read_text())["rows"]
-    found = [f"{r['stage']} {r['metric']} {r['measured']:.4g}, {r['verdict']}" for r in rows if r["measured"] is not None]
+    found = [
+        f"{r['stage']} {r['metric']} {r['measured']:.4g}, {r['verdict']}" for r in rows if r["measured"] is not None
+    ]
     return "<br>".join(found) or "nothing measured"
 
 

@@ -64,7 +64,9 @@ def dialogue(dataset: Dataset, row: Row) -> Messages:
     if "messages" in columns:
         messages = _messages(dataset, row.values[columns["messages"]], columns["messages"])
     elif {"prompt", "completion"} <= set(columns):
-        messages = _asked(dataset, row, columns["prompt"]) + _reply(dataset, row.values[columns["completion"]], columns["completion"])
+        messages = _asked(dataset, row, columns["prompt"]) + _reply(
+            dataset, row.values[columns["completion"]], columns["completion"]
+        )
     else:
         raise DataError(_lacks(dataset, "sft", "messages, or prompt and completion, or text"))
     return _checked(dataset, messages, last="assistant")
