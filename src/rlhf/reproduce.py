@@ -112,7 +112,7 @@ def index() -> str:
             f"[{recipe}]({recipe}/)",
             ", ".join(names),
             _base(stages[names[-1]]),
-            "<br>".join(dict.fromkeys(_cost(name, stages[name]) for name in names)) or "-",
+            _cost({name: stages[name] for name in names}),
             "-",
             "<br>".join(published) or "no number",
             _measured_here(recipe),
@@ -129,10 +129,14 @@ def _base(stage: Stage) -> str:
     )
 
 
-def _cost(name: str, stage: Stage) -> str:
-    if stage.source.hardware is None:
-        return "-"
-    return stage.source.hardware + (f", {name} {stage.source.hours:g} h" if stage.source.hours else "")
+def _cost(stages: dict[str, Stage]) -> str:
+    machines: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        if stage.source.hardware:
+            machines.setdefault(stage.source.hardware, []).append(
+                name + (f" {stage.source.hours:g} h" * bool(stage.source.hours))
+            )
+    return "<br>".join(f"{machine}: {', '.join(names)}" for machine, names in machines.items()) or "-"
 
 
 def _stated(name: str, metric: str, expected: Any) -> str:
