@@ -133,9 +133,8 @@ def _cost(stages: dict[str, Stage]) -> str:
     machines: dict[str, list[str]] = {}
     for name, stage in stages.items():
         if stage.source.hardware:
-            machines.setdefault(stage.source.hardware, []).append(
-                name + (f" {stage.source.hours:g} h" * bool(stage.source.hours))
-            )
+            hours = f" {stage.source.hours:g} h" if stage.source.hours else ""
+            machines.setdefault(stage.source.hardware, []).append(name + hours)
     return "<br>".join(f"{machine}: {', '.join(names)}" for machine, names in machines.items()) or "-"
 
 
