@@ -1,12 +1,16 @@
 """Every option, recipe and documented command composes, validates and is counted; typos are refused with a hint."""
 
+import copy
+import functools
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from rlhf.args import config_class, lora_config, quantization_config, split_batch, training_arguments
 from rlhf.check import check
@@ -73,7 +77,7 @@ def test_every_recipe_composes(tmp_path):
         stage = to_stage(cfg)
         assert f"{stage.run.recipe}/{stage.run.stage}" == recipe, "a recipe's path is its name"
         check(stage, planned=STAGES)
-        training_arguments(stage)
+        training_arguments(_on_this_machine(stage))
         stages = [r.partition("/")[2] for r in recipes if r.startswith(stage.run.recipe + "/")]
         assert set(needs(cfg)) <= set(stages)
         first = (REPO / f"recipes/{recipe}.yaml").read_text().splitlines()
@@ -83,28 +87,40 @@ def test_every_recipe_composes(tmp_path):
 @pytest.mark.parametrize("recipe", options("recipes"))
 def test_each_line_of_a_recipe_matters(recipe, tmp_path):
     """A recipe says only what differs: without any one of its settings the composed config changes."""
-    from omegaconf import OmegaConf
-
-    file = REPO / f"recipes/{recipe}.yaml"
-    whole = OmegaConf.to_container(compose_config([f"recipes={recipe}"]), resolve=False)
-    content = OmegaConf.to_container(OmegaConf.load(file))
-    defaults = [next(iter(d.items())) for d in content.pop("defaults", [])]
-    overrides = [f"{group.removeprefix('override /')}={option}" for group, option in defaults]
+    content: Any = OmegaConf.to_container(OmegaConf.load(REPO / f"recipes/{recipe}.yaml"))
+    defaults = [entry if isinstance(entry, str) else next(iter(entry.items())) for entry in content.pop("defaults", [])]
+    groups = [
+        f"recipes={d.removeprefix('/recipes/')}" if isinstance(d, str) else f"{d[0][10:]}={d[1]}" for d in defaults
+    ]
     leaves = list(_leaves(content))
-    assert leaves
-    for skipped in [*overrides, *leaves]:
-        kept = [o for o in overrides if o != skipped]
-        settings = [f"{key}={value}" for key, value in leaves if (key, value) != skipped]
-        try:
-            rest = OmegaConf.to_container(compose_config([*kept, *settings]), resolve=False)
-        except Exception:
-            continue  # the setting needs the one that was left out
+    whole = _together(groups, leaves)
+    assert leaves and whole == OmegaConf.to_container(compose_config([f"recipes={recipe}"]), resolve=False)
+    for skipped in [*groups, *leaves]:
+        rest = _together([g for g in groups if g != skipped], [leaf for leaf in leaves if leaf != skipped])
         assert rest != whole, f"{recipe}: {skipped} changes nothing"
+
+
+@functools.cache
+def _composed(groups: tuple[str, ...]) -> Any:
+    return compose_config(groups)
+
+
+def _together(groups: list[str], leaves: list[tuple[str, Any]]) -> Any:
+    """What a recipe with these defaults and settings would compose to."""
+    cfg = copy.deepcopy(_composed(tuple(groups)))
+    OmegaConf.set_struct(cfg, False)
+    for key, value in leaves:
+        section, _, metric = key.partition(".")
+        if section == "expect":  # typed, so it comes whole
+            cfg = OmegaConf.merge(cfg, {section: {metric: value}})
+        else:
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return OmegaConf.to_container(cfg, resolve=False)
 
 
 def _leaves(node, prefix=""):
     for key, value in node.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value and not key.endswith("_kwargs") and prefix != "expect.":
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -116,7 +132,7 @@ def test_each_key_has_a_sentence():
     train = (REPO / "conf/train.yaml").read_text().partition("\nhydra:")[0].splitlines()
     for number, line in enumerate(train):
         if re.match(r"^\s*\w+:( |$)", line) and not re.match(
-            r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|debug):$",
+            r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|debug|source):$",
             line,
         ):
             assert train[number - 1].lstrip().startswith("#"), f"conf/train.yaml:{number + 1}: {line}"
@@ -137,10 +153,12 @@ def test_readme_commands_compose():
                 if words[:2] == ["python", "src/train.py"]:
                     _compose_command([w for w in words[2:] if not w.startswith("-") and w != "job"])
                     visited += 1
-                elif words[:2] == ["python", "src/pipeline.py"]:
+                elif words[:2] in (["python", "src/pipeline.py"], ["python", "src/reproduce.py"]):
                     from rlhf.pipeline import Plan
 
-                    own = dict(w.split("=", 1) for w in words[2:])
+                    own = dict(w.split("=", 1) for w in words[2:] if not w.startswith(("check=", "save=", "index=")))
+                    if "recipe" not in own:
+                        continue
                     stages = own.pop("stages", "").strip("[]")
                     Plan(own.pop("recipe"), [f"{k}={v}" for k, v in own.items()], stages.split(",") if stages else None)
                     visited += 1
@@ -150,7 +168,7 @@ def test_readme_commands_compose():
                 elif words[:1] == ["python"]:
                     assert Path(REPO / words[1]).is_file()
                     visited += 1
-    assert visited >= 8
+    assert visited >= 36
 
 
 def _compose_command(overrides: list[str]) -> None:

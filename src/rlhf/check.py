@@ -4,15 +4,17 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf import expectations
 from rlhf.config import REPO, Stage, options
 from rlhf.errors import ConfigError, nearest
 from rlhf.ppo.rules import PREFIX, RULES
 
 ALLOWED = {
     "method.name": ("sft", "reward", "dpo", "ppo"),
+    "method.learn": ("replies", "all"),
     "adapter.name": ("lora", "none"),
     "quantization.name": ("nf4", "int8", "none"),
-    "dataset.format": ("chat", "plain", "transcript"),
+    "dataset.format": ("chat", "plain", "transcript", "tree"),
     "dataset.long_rows": ("drop", "truncate", "error"),
     "dataset.bad_rows": ("error", "drop"),
     "hardware.device": ("cpu", "cuda"),
@@ -26,7 +28,7 @@ POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "data
 
 def check(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
-    problems = [*_values(stage), *_combinations(stage), *_files(stage, planned)]
+    problems = [*_values(stage), *_combinations(stage), *_files(stage, planned), *expectations.problems(stage)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -79,6 +81,13 @@ def _combinations(stage: Stage) -> list[str]:
     if stage.dataset.format == "transcript" and set(stage.dataset.markers or {}) != {"user", "assistant"}:
         problems.append(
             'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
+        )
+    cut = stage.dataset.prompt_tokens
+    if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
+        problems.append(f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]")
+    if method.learn != "replies" and method.name != "sft":
+        problems.append(
+            f"method.learn={method.learn} is about method=sft, not {method.name}\n  fix: method.learn=replies"
         )
     if method.kwise and method.name != "reward":
         problems.append(

@@ -57,6 +57,7 @@ class Dataset:
     splits: Splits = MISSING
     columns: dict[str, str] = MISSING
     format: str = MISSING
+    prompt_tokens: list[int] | None = MISSING
     markers: dict[str, str] | None = MISSING
     system: str | None = MISSING
     options: dict[str, Any] = MISSING
@@ -73,6 +74,7 @@ class Method:
     start_from: str | None = MISSING
     reward_model: Any = MISSING  # None, a text, or a list of texts, which OmegaConf has no type for
     reward_label: str | None = MISSING
+    learn: str = MISSING
     kwise: bool = MISSING
     args: dict[str, Any] = MISSING
 
@@ -125,6 +127,28 @@ class Debug:
 
 
 @dataclass
+class Source:
+    name: str | None = MISSING
+    hardware: str | None = MISSING
+    hours: float | None = MISSING
+
+
+@dataclass
+class Expected:
+    """A published number, and the band in which a measured one counts as reproduced.
+
+    `band` says whose it is (ours or source); `needs` what measures it, where no stage here does (a paid judge, a benchmark).
+    """
+
+    published: float = MISSING
+    source: str = MISSING
+    low: float | None = None
+    high: float | None = None
+    band: str | None = None
+    needs: str | None = None
+
+
+@dataclass
 class Stage:
     """One stage of a recipe, as the code below the doors sees it: plain dataclasses, everything resolved."""
 
@@ -140,6 +164,8 @@ class Stage:
     logging: Logging = MISSING
     evaluation: Evaluation = MISSING
     debug: Debug = MISSING
+    source: Source = MISSING
+    expect: dict[str, Expected] = MISSING
 
     @property
     def path(self) -> Path:

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -12,6 +11,7 @@ from rlhf import record
 from rlhf.check import check
 from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
 from rlhf.errors import ConfigError, nearest
+from rlhf.hub import check_repositories
 
 
 class Plan:
@@ -96,6 +96,7 @@ def _ordered(edges: dict[str, list[str]], recipe: str) -> list[str]:
 
 def run(plan: Plan) -> int:
     """Run what is missing or stale, skip what is finished; returns the exit code of the first stage that fails, or 0."""
+    check_repositories(stage for name in plan.order if record.state(stage := plan.stage(name)) != "finished")
     for name in plan.order:
         stage = plan.stage(name)
         now = "stale" if stage.run.overwrite else record.state(stage)
@@ -112,9 +113,10 @@ def run(plan: Plan) -> int:
         if code:
             print(f"{plan.recipe}/{name} failed with exit code {code}: {shown}", file=sys.stderr)
             return code
-    root = Path(plan.stage(plan.order[0]).run.root)
-    if any((root / plan.recipe / name / "samples.jsonl").exists() for name in plan.order):
-        return _start(["python", "src/report.py", f"recipe={plan.recipe}", f"root={root}"])
+    stages = [plan.stage(name) for name in plan.order]
+    if any((stage.path / "samples.jsonl").exists() for stage in stages):
+        run = stages[0].run
+        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"root={run.root}"])
     return 0
 
 

@@ -21,7 +21,7 @@ def report(folder: Path) -> str:
     """Write report.json, report.md and win_rates.png into a recipe's folder; returns the table.
 
     Raises:
-        ConfigError: no finished stage in the folder wrote replies, or the stages were asked different prompts.
+        ConfigError: no finished stage in the folder wrote replies.
     """
     runs = {path.parent.name: record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
     finished = [name for name, run in runs.items() if run.get("status") == "finished"]
@@ -30,7 +30,7 @@ def report(folder: Path) -> str:
         raise ConfigError(
             f"{folder} has no finished stage with replies\n  fix: python src/pipeline.py recipe={folder.name}"
         )
-    _same_prompts(samples)
+    samples, apart = comparable(samples)
     results = {name: json.loads((folder / name / "results.json").read_text()) for name in finished}
     rewards = [name for name in finished if "accuracy" in results[name]]
     if rewards:
@@ -56,6 +56,8 @@ def report(folder: Path) -> str:
             folder / "win_rates.png", {n: (found[n]["win_rate_vs_sft"], *found[n]["win_rate_ci"]) for n in policies}
         )
     table = _table(found, list(_order(samples)), rewards)
+    if apart:
+        table += f"\n\n{', '.join(apart)}: asked other prompts, so not in the table"
     (folder / "report.md").write_text(_markdown(folder, found, samples, table, policies))
     return table
 
@@ -83,15 +85,16 @@ def _order(samples: dict[str, list[Sample]]) -> list[str]:
     )
 
 
-def _same_prompts(samples: dict[str, list[Sample]]) -> None:
-    asked = {name: [s["prompt"] for s in rows] for name, rows in samples.items()}
-    first = next(iter(asked))
-    for name, prompts in asked.items():
-        if prompts != asked[first]:
-            raise ConfigError(
-                f"{name} and {first} were asked different prompts ({len(prompts)} and {len(asked[first])}), so they can't be compared\n"
-                "  fix: run both with the same dataset.splits.test and evaluation.prompts"
-            )
+def comparable(samples: dict[str, list[Sample]]) -> tuple[dict[str, list[Sample]], list[str]]:
+    """The policies that were asked the same prompts, as many as there are, and the names of the others.
+
+    Stages of one recipe may use datasets with other test prompts: only replies to the same ones can be compared.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
+    for name in _order(samples):
+        groups.setdefault(tuple(s["prompt"] for s in samples[name]), {})[name] = samples[name]
+    kept = max(reversed(groups.values()), key=len)
+    return kept, [name for name in _order(samples) if name not in kept]
 
 
 def _score(folder: Path, samples: dict[str, list[Sample]], reward: Path) -> None:

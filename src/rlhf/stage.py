@@ -12,6 +12,7 @@ from rlhf import record
 from rlhf.check import check, check_machine
 from rlhf.config import Stage, to_stage
 from rlhf.errors import DataError, Preempted
+from rlhf.hub import check_repositories
 
 
 def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     resume = record.claim(stage)
     quiet()
     check_machine(stage)
+    check_repositories([stage])
 
     from rlhf import console
     from rlhf.args import lora_config, quantization_config, training_arguments
@@ -99,6 +101,8 @@ def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
     if preemption.asked:
         run.status("running")
         raise Preempted(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from there")
+    if trainer.args.eval_strategy != "no" and stage.method.name != "ppo" and not _evaluated(trainer):
+        trainer.evaluate()  # what is compared with published numbers is the model that is saved
     if record.is_main():
         # other stages read it as soon as it is there
         replace_folder(stage.path / "final", partial(_save, stage, trainer, tokenizer))
@@ -116,6 +120,12 @@ def _save(stage: Stage, trainer: Any, tokenizer: Any, folder: Path) -> None:
     else:
         save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
     _card(stage, folder)
+
+
+def _evaluated(trainer: Any) -> bool:
+    """Whether the last held-out loss is that of the final weights."""
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return steps[-1:] == [trainer.state.global_step]
 
 
 def _card(stage: Stage, final: Any) -> None:

@@ -53,6 +53,8 @@ TEMPLATES = {
     "llama3": "<|eot_id|>",
     "gemma": "<end_of_turn>",
     "support": "<|end|>",
+    "guanaco": "</s>",
+    "tulu": "</s>",
 }
 TALK = [
     {"role": "user", "content": "hello there"},
@@ -73,11 +75,12 @@ def test_only_replies_and_their_eos_are_learned(tokenizer, name):
     render = Renderer(tokenizer, plain=False)
     ids, mask = render.encode(TALK)
     learned = tokenizer.decode([i for i, bit in zip(ids, mask, strict=True) if bit])
-    assert learned == f"hi, how are you?{TEMPLATES[name]}good to hear{TEMPLATES[name]}"
+    space = " " if name == "guanaco" else ""  # what follows `Assistant:` there
+    assert learned == f"{space}hi, how are you?{TEMPLATES[name]}{space}good to hear{TEMPLATES[name]}"
     assert ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
     prompt, reply = render.reply(TALK[:3], TALK[3:])
     assert prompt + reply == ids and prompt == render.prompt(TALK[:3])
-    assert tokenizer.decode(reply) == f"good to hear{TEMPLATES[name]}"
+    assert tokenizer.decode(reply) == f"{space}good to hear{TEMPLATES[name]}"
     assert render.show(ids, mask).count("»") == 2
 
 

@@ -1,7 +1,8 @@
 """One contract for every dataset: columns are mapped to roles, and each row becomes checked messages or is refused by name.
 
 Roles a dataset may map: `messages`; `prompt`, `completion`; `prompt`, `chosen`, `rejected` (the prompt may be implied by two whole
-dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties); `text`.
+dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties); `text`; and beside a prompt
+`context`, a passage that is put after it unless it is empty.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from rlhf.data.sources import Row
 from rlhf.errors import DataError, nearest
 
 Messages = list[dict[str, str]]
-ROLES = ("messages", "prompt", "completion", "chosen", "rejected", "ranking", "ranks", "truth", "text")
+ROLES = ("messages", "prompt", "context", "completion", "chosen", "rejected", "ranking", "ranks", "truth", "text")
 
 
 class BadRow(Exception):
@@ -63,8 +64,9 @@ def dialogue(dataset: Dataset, row: Row) -> Messages:
     if "messages" in columns:
         messages = _messages(dataset, row.values[columns["messages"]], columns["messages"])
     elif {"prompt", "completion"} <= set(columns):
-        prompt = _messages(dataset, row.values[columns["prompt"]], columns["prompt"])
-        messages = prompt + _reply(dataset, row.values[columns["completion"]], columns["completion"])
+        messages = _asked(dataset, row, columns["prompt"]) + _reply(
+            dataset, row.values[columns["completion"]], columns["completion"]
+        )
     else:
         raise DataError(_lacks(dataset, "sft", "messages, or prompt and completion, or text"))
     return _checked(dataset, messages, last="assistant")
@@ -96,7 +98,7 @@ def prompt(dataset: Dataset, row: Row) -> Messages:
         column = columns.get("prompt", "prompt")
         if column not in row.values:
             raise DataError(_lacks(dataset, "ppo and evaluation", "prompt, messages or chosen and rejected"))
-        return _checked(dataset, _messages(dataset, row.values[column], column), last="user")
+        return _checked(dataset, _asked(dataset, row, column), last="user")
     if "messages" in columns:
         messages = dialogue(dataset, row)
         return _checked(dataset, messages[: _last_user(messages) + 1], last="user")
@@ -115,7 +117,7 @@ def reference(dataset: Dataset, row: Row) -> str:
 
 def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
     columns = dataset.columns
-    asked = _checked(dataset, _messages(dataset, row.values[columns["prompt"]], columns["prompt"]), last="user")
+    asked = _checked(dataset, _asked(dataset, row, columns["prompt"]), last="user")
     replies = row.values[columns["ranking"]]
     if not isinstance(replies, list) or len(replies) < 2:
         raise BadRow(
@@ -150,7 +152,7 @@ def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Message
     columns = dataset.columns
     chosen, rejected = row.values[columns["chosen"]], row.values[columns["rejected"]]
     if "prompt" in columns:
-        asked = _checked(dataset, _messages(dataset, row.values[columns["prompt"]], columns["prompt"]), last="user")
+        asked = _checked(dataset, _asked(dataset, row, columns["prompt"]), last="user")
         return asked, _reply(dataset, chosen, columns["chosen"]), _reply(dataset, rejected, columns["rejected"])
     whole = [
         _checked(dataset, _messages(dataset, value, columns[role]), last="assistant")
@@ -161,6 +163,16 @@ def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Message
     if len(whole[0]) < 2:
         raise BadRow("no prompt", f"{columns['chosen']} has a single message; a prompt and a reply are needed")
     return whole[0][:-1], whole[0][-1:], whole[1][-1:]
+
+
+def _asked(dataset: Dataset, row: Row, column: str) -> Messages:
+    """The prompt of a row, with its context below the last turn."""
+    messages = _messages(dataset, row.values[column], column)
+    context = row.values.get(dataset.columns.get("context", ""))
+    if isinstance(context, str) and context.strip():
+        last = messages[-1]
+        messages = [*messages[:-1], {**last, "content": f"{last['content']}\n\n{context}"}]
+    return messages
 
 
 def _messages(dataset: Dataset, value: Any, column: str) -> Messages:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -146,6 +147,8 @@ def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) 
             return
         ledger.truncated += 1
         ids, mask = ids[:most], mask[:most]
+    if stage.method.learn == "all":
+        mask = [1] * len(ids)
     if not any(mask):
         ledger.drop("nothing left to learn", row.where)
         return
@@ -181,7 +184,11 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
 
 def _prompts(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
     messages = contract.prompt(stage.dataset, row)
-    ids = renderer.prompt(messages)
+    ids, asked = renderer.prompt(messages), messages[-1]["content"]
+    if stage.dataset.prompt_tokens is not None:
+        low, high = stage.dataset.prompt_tokens
+        ids = ids[: random.Random(row.where).randint(low, high)]
+        asked = str(renderer.tokenizer.decode(ids))
     if len(ids) > stage.dataset.max_prompt_length:
         _too_long(stage.dataset, row, ledger, len(ids))
         return
@@ -189,7 +196,7 @@ def _prompts(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iter
     yield (
         {
             "input_ids": ids,
-            "prompt": messages[-1]["content"],
+            "prompt": asked,
             # what scorers of text render with a template of their own, and what rules compare with
             "messages": json.dumps(None if renderer.plain else messages),
             "reference": contract.reference(stage.dataset, row),

@@ -46,6 +46,10 @@ def read(dataset: Dataset, split: str, limit: int | None = None) -> Iterator[Row
         raise DataError(f"dataset.path={dataset.path}: no such file or folder")
     else:
         rows = _hub(dataset, split)
+    if dataset.format == "tree":
+        from rlhf.data import trees
+
+        rows = trees.rankings(rows)
     return islice(rows, limit)
 
 

@@ -2,8 +2,8 @@
 
 maximize E[r(prompt, reply)] - kl_coef * KL(policy || reference), by clipped policy-gradient steps on advantages from a learned
 value function. Four roles share one base: the policy starts from the SFT adapter, the reference is a frozen copy of it, the reward
-is the adapter and head of the reward stage, and the value starts from a copy of them. Schulman et al. 2017, arXiv:1707.06347;
-Ouyang et al. 2022, arXiv:2203.02155.
+is the adapter and head of the reward stage, and the value starts from a copy of them. With a text classifier as the reward the
+value starts from the SFT model and a new head. Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155.
 """
 
 from pathlib import Path

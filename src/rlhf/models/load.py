@@ -26,8 +26,9 @@ class Score(nn.Linear):
 def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: bool = False) -> Any:
     """The base of a stage: a causal LM, or with `reward` a sequence classifier with one fp32 scalar head.
 
-    `path` replaces `model.path`: with adapter=none the stages hand each other whole models. On a GPU weights are held in bf16,
-    on the CPU in fp32; linear layers in what the group `quantization` says.
+    `path` replaces `model.path`: with adapter=none the stages hand each other whole models. On a GPU frozen weights are held in
+    bf16; on the CPU, and where they are trained, in fp32, since a step below 1/256 of a bf16 weight is lost. Linear layers are held
+    in what the group `quantization` says.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -80,9 +81,9 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
 
 def placement(stage: Stage) -> dict[str, Any]:
     """Where the weights of a stage lie, and how: what every `from_pretrained` is told."""
-    on_gpu = stage.hardware.device == "cuda"
+    on_gpu, frozen = stage.hardware.device == "cuda", stage.adapter.name != "none"
     return {
-        "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" else torch.float32,
+        "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" and frozen else torch.float32,
         "quantization_config": quantization_config(stage),
         "device_map": {"": _local_gpu()} if on_gpu else None,
         "use_safetensors": True,
@@ -128,29 +129,36 @@ def with_adapter(stage: Stage, base: Any, start: str | None, task: str) -> Any:
     lora = lora_config(stage, task)
     if start is not None:
         stored: Any = LoraConfig.from_pretrained(start)
-        for key in ("r", "lora_alpha"):
-            if getattr(stored, key) != getattr(lora, key):
-                raise ConfigError(
-                    f"adapter.args.{key}={getattr(lora, key)}, but method.start_from={start} has {getattr(stored, key)}\n"
-                    f"  fix: adapter.args.{key}={getattr(stored, key)}, or train that stage again"
-                )
+        if lora.r < stored.r:
+            raise ConfigError(
+                f"adapter.args.r={lora.r}, but method.start_from={start} has rank {stored.r}\n"
+                f"  fix: adapter.args.r={stored.r} or more, or train that stage again"
+            )
         trained_on, given = stored.base_model_name_or_path, stage.model.path
         if trained_on and given and not same_base(trained_on, given):
             raise ConfigError(
                 f"model.path={given}, but the adapter method.start_from={start} was trained on {trained_on}\n"
                 f"  fix: model.path={trained_on}, or method.start_from=null"
             )
-        lora.target_modules = stored.target_modules
     if task == "SEQ_CLS":
         lora.modules_to_save = ["score"]
     model = get_peft_model(base, lora)
     if start is not None:
-        load_lora(model, Path(start))
+        load_lora(model, Path(start), widen=_scale(stored) / _scale(lora))
     return model
 
 
-def load_lora(model: Any, folder: Path, adapter: str = "default") -> None:
-    """Copy the LoRA weights of an adapter folder into `model`'s adapter, every one of them or none."""
+def _scale(lora: Any) -> float:
+    """What PEFT multiplies B A by."""
+    return lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r)
+
+
+def load_lora(model: Any, folder: Path, adapter: str = "default", widen: float | None = None) -> None:
+    """Copy the LoRA weights of an adapter folder into `model`'s adapter, every one of them or none.
+
+    With `widen`, the ratio of the two scalings, the adapter may have a higher rank and sit on more layers than the stored one: B is
+    zero in what is new and rescaled in what is old, so that the model computes what it did before.
+    """
     from safetensors.torch import load_file
 
     stored = load_file(str(folder / "adapter_model.safetensors"))
@@ -160,14 +168,26 @@ def load_lora(model: Any, folder: Path, adapter: str = "default") -> None:
         if ".lora_" in name and f".{adapter}." in name
     }
     given = {key: value for key, value in stored.items() if ".lora_" in key}
-    if own.keys() != given.keys() or any(own[key].shape != given[key].shape for key in own):
-        odd = sorted(own.keys() ^ given.keys())[:2] or [key for key in own if own[key].shape != given[key].shape][:2]
+    odd = sorted(given.keys() - own.keys() if widen else given.keys() ^ own.keys())
+    odd += [key for key in given.keys() & own.keys() if not _fits(key, given[key], own[key], widen is not None)]
+    if odd:
         raise ConfigError(
-            f"{folder} holds an adapter for another model: {', '.join(odd)} do not fit\n  fix: train that stage again"
+            f"{folder} holds an adapter for another model: {', '.join(odd[:2])} do not fit\n"
+            "  fix: the same adapter.args.target_modules, or train that stage again"
         )
     with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(given[key])
+        for key, value in given.items():
+            if ".lora_B." in key:
+                own[key].zero_()
+                value = value * (widen or 1.0)
+            own[key][: value.shape[0], : value.shape[1]].copy_(value)
+
+
+def _fits(key: str, given: torch.Tensor, own: torch.Tensor, widen: bool) -> bool:
+    """A is `[rank, in]`, B is `[out, rank]`: only the rank may grow."""
+    rank = 0 if ".lora_A." in key else 1
+    grows = given.shape[rank] <= own.shape[rank] if widen else given.shape[rank] == own.shape[rank]
+    return given.ndim == own.ndim == 2 and given.shape[1 - rank] == own.shape[1 - rank] and grows
 
 
 @contextmanager

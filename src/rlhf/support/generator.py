@@ -20,7 +20,7 @@ RUNS_ON = 0.6
 # How often a style is among the replies to rank, relative to an ordinary defect: people rank what models write, which is mostly
 # right, often wrong, and seldom one of the slips that take a comparison of two places in the text to see.
 RANKED = {**dict.fromkeys(GOOD, 4.0), "wrong_answer": 2.0}
-RANKED |= {"wrong_item": 0.25, "hedged": 0.25, "repeated": 1.0, "over_apology": 0.5}
+RANKED |= {"wrong_item": 0.25, "hedged": 0.25, "repeated": 0.5, "rambling": 0.5, "over_apology": 0.5}
 
 
 def demonstrations(rows: int, seed: int, held_out: bool = False) -> list[dict]:

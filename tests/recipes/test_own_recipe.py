@@ -1,0 +1,155 @@
+"""A model or a dataset is one YAML file, a recipe one folder; and a recipe that can't work is refused before anything trains."""
+
+import json
+import shutil
+
+import pytest
+from rows import ROWS
+from tiny import save
+
+from rlhf import config, hub
+from rlhf.check import check
+from rlhf.config import REPO, compose_config, options, to_stage
+from rlhf.errors import ConfigError
+from rlhf.pipeline import Plan
+from rlhf.stage import run_stage
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A copy of conf/ and recipes/ that a test may add to."""
+    for folder in ("conf", "recipes"):
+        shutil.copytree(REPO / folder, tmp_path / folder)
+    monkeypatch.setattr(config, "REPO", tmp_path)
+    return tmp_path
+
+
+def _recipe(home, name, **stages):
+    (home / "recipes" / name).mkdir(exist_ok=True)
+    for stage, text in stages.items():
+        (home / f"recipes/{name}/{stage}.yaml").write_text(
+            f"# @package _global_\n{text}\nrun: {{recipe: {name}, stage: {stage}}}\n"
+        )
+
+
+def test_a_model_and_a_dataset_are_one_file_each_and_a_recipe_is_a_folder(home, models):
+    rows = ROWS["HuggingFaceH4/ultrafeedback_binarized"][0]
+    (home / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save("qwen2", models)
+    (home / "conf/model/mine.yaml").write_text(f'path: {model}\nchat_template: chatml\neos_token: "<|im_end|>"\n')
+    (home / "conf/dataset/mine.yaml").write_text(
+        f"path: {home}/mine.jsonl\ncolumns: {{messages: messages, chosen: chosen, rejected: rejected}}\nsplits: {{eval: null}}\n"
+    )
+    defaults = "defaults:\n  - override /model: mine\n  - override /dataset: mine\n"
+    _recipe(home, "mine", sft=defaults, dpo=f"{defaults}  - override /method: dpo")
+    assert {"mine"} <= set(options("model")) & set(options("dataset")) and {"mine/sft", "mine/dpo"} <= set(
+        options("recipes")
+    )
+    settings = [f"run.root={home}/runs", "debug=smoke", "evaluation.prompts=0"]
+    assert Plan("mine", settings).order == ["sft", "dpo"]
+    for name in ("sft", "dpo"):
+        run_stage(compose_config([f"recipes=mine/{name}", *settings]), [])
+        assert (home / f"runs/mine/{name}/final/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("method: {start_from: '${stage:sftt}'}", "reads ${stage:sftt}, which is not a stage; did you mean sft"),
+        ("method: {start_from: '${stage:dpo}'}", "recipes/broken: these stages wait for each other: dpo"),
+        ("expect: {eval_los: {published: 1, low: 0, high: 2, band: ours, source: x}}", "did you mean eval_loss"),
+        (
+            "expect: {mt_bench: {published: 7, low: 6, high: 8, band: ours, source: x}}",
+            "fix: a metric that the stage logs, or",
+        ),
+        ("expect: {eval_loss: {published: 3, low: 0, high: 2, band: ours, source: x}}", "must hold the published 3.0"),
+        ("expect: {eval_loss: {published: 1, low: 0, high: 2, source: x}}", "say whose band it is"),
+        ("expect: {mt_bench: {published: 7, low: 6, high: 8, needs: a judge, source: x}}", "leave them out"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_it_trains(home, text, message):
+    _recipe(
+        home,
+        "broken",
+        sft="",
+        dpo=f"defaults:\n  - override /dataset: ultrafeedback\n  - override /method: dpo\n{text}",
+    )
+    with pytest.raises(ConfigError) as caught:
+        Plan("broken", [f"run.root={home}/runs", "model=qwen3_0.6b"])
+    assert message in str(caught.value)
+
+
+def test_an_expectation_has_a_typed_form(home):
+    _recipe(home, "typed", sft="expect: {eval_loss: {publishd: 1}}")
+    with pytest.raises(Exception, match="publishd"):
+        compose_config(["recipes=typed/sft"])
+
+
+def _stage(tmp_path):
+    return to_stage(compose_config(["recipes=zephyr-7b/sft", f"run.root={tmp_path}"]))
+
+
+def test_offline_with_nothing_cached_is_refused_with_both_repositories(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        hub.check_repositories([_stage(tmp_path)])
+    lines = str(caught.value).splitlines()
+    assert (
+        lines[0].startswith("model.path=mistralai/Mistral-7B-v0.1 is not cached")
+        and "fix: HF_HUB_OFFLINE=0" in lines[1]
+    )
+    assert lines[2].startswith("dataset.path=HuggingFaceH4/ultrachat_200k is not cached")
+    (tmp_path / "models--mistralai--Mistral-7B-v0.1/snapshots").mkdir(parents=True)
+    (tmp_path / "HuggingFaceH4___ultrachat_200k").mkdir()
+    hub.check_repositories([_stage(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (
+            "GatedRepoError",
+            "is gated\n  fix: accept its licence at https://huggingface.co/mistralai/Mistral-7B-v0.1, then `hf auth",
+        ),
+        ("RepositoryNotFoundError", "there is no such model on the hub"),
+        ("ConnectionError", "the hub can't be reached (ConnectionError)"),
+    ],
+)
+def test_a_gated_an_absent_and_an_unreachable_repository(tmp_path, monkeypatch, kind, message):
+    from huggingface_hub import errors
+
+    def refuse(self, repo_id, repo_type=None, **_):
+        if kind == "ConnectionError":
+            raise ConnectionError("no route to host")
+        if repo_type == "model":
+            refusal = getattr(errors, kind)
+            raise refusal.__new__(refusal)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        hub.check_repositories([_stage(tmp_path)])
+    assert message in str(caught.value)
+
+
+def test_what_a_stage_writes_or_a_local_file_is_no_repository(tmp_path):
+    stages = [to_stage(compose_config([f"recipes=support/{name}", f"run.root={tmp_path}"])) for name in ("base", "sft")]
+    assert not [entry for stage in stages for entry in hub.repositories(stage)]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["recipes=imdb-gpt2-large/ppo", "method.reward_model=null"], "ppo needs somebody who scores replies"),
+        (["recipes=imdb-gpt2-large/ppo", "dataset.prompt_tokens=[8,2]"], "must be two numbers, fewest and most"),
+        (["recipes=zephyr-7b/dpo", "method.learn=all"], "method.learn=all is about method=sft"),
+        (["recipes=zephyr-7b/sft", "method.learn=al"], "did you mean all"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        check(to_stage(compose_config(overrides)), planned=["sft", "reward"])
+    assert message in str(caught.value)

@@ -1,0 +1,105 @@
+"""The verdict: what is inside, outside, not run or not to be measured here; its exit codes; and the index of the recipes."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from rlhf.config import REPO, Expected
+from rlhf.errors import ConfigError, GuardStop
+from rlhf.expectations import measured, verdict
+from rlhf.reproduce import END, START, into, settle
+
+BAND = Expected(published=0.5, source="a card", low=0.4, high=0.6, band="ours")
+
+
+@pytest.mark.parametrize(
+    "value, word",
+    [(0.4, "reproduced"), (0.6, "reproduced"), (0.61, "outside"), (math.nan, "outside"), (None, "not run")],
+)
+def test_a_number_is_inside_its_band_or_not(value, word):
+    assert verdict(BAND, value) == word
+
+
+def test_what_needs_a_judge_is_not_checked():
+    assert verdict(Expected(published=7.2, source="a paper", needs="GPT-4"), None) == "not checked: needs GPT-4"
+
+
+def test_a_metric_is_read_from_the_results_the_last_log_line_or_the_report(tmp_path):
+    folder = tmp_path / "sft"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"accuracy": 0.7, "table": {}}))
+    lines = [{"step": 1, "eval_loss": 2.0}, {"step": 2, "eval_loss": 1.5}, {"step": 3, "loss": 1.0, "accuracy": 0.1}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "report.json").write_text(json.dumps({"sft": {"win_rate_vs_sft": 0.5}}))
+    found = [measured(folder, name) for name in ("accuracy", "eval_loss", "win_rate_vs_sft", "table", "absent")]
+    assert found == [0.7, 1.5, 0.5, None, None]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["reproduced", "not checked: needs x", "not run"], None),
+        (["reproduced", "outside"], "dpo m1 outside the band"),
+        (["not run", "not checked: needs x"], "fix: without check=true, to run dpo"),
+        (["not checked: needs x"], "nothing was measured"),
+    ],
+)
+def test_only_what_is_all_inside_counts_as_reproduced(words, message):
+    rows = [{"stage": "dpo", "metric": f"m{i}", "verdict": word} for i, word in enumerate(words)]
+    if message is None:
+        settle("r", rows)
+    else:
+        with pytest.raises(GuardStop, match=message):
+            settle("r", rows)
+
+
+@pytest.mark.slow
+def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
+    """On finished runs of `support`, held against a band around what was measured, and one beside it."""
+    shutil.copytree(chain / "support", tmp_path / "support")
+    accuracy = json.loads((tmp_path / "support/reward/results.json").read_text())["accuracy"]
+
+    def reproduce(low, high, *more):
+        band = f"{{published: {(low + high) / 2}, low: {low}, high: {high}, band: ours, source: here}}"
+        settings = ("recipe=support", "debug=smoke", f"run.root={tmp_path}", f"reward.+expect={{accuracy: {band}}}")
+        return door("reproduce.py", *settings, *more)
+
+    inside = reproduce(accuracy - 0.01, accuracy + 0.01)
+    assert inside.returncode == 0 and inside.stdout.count("is finished and unchanged") == 5, (
+        inside.stdout + inside.stderr
+    )
+    assert " reproduced " in inside.stdout and f"{accuracy:.4g}" in inside.stdout
+    written = json.loads((tmp_path / "support/reproduction.json").read_text())
+    assert written["reproduced"] and [row["measured"] for row in written["rows"] if row["metric"] == "accuracy"] == [
+        accuracy
+    ]
+    outside = reproduce(accuracy + 0.01, accuracy + 0.02, "check=true")
+    assert outside.returncode == 4 and "reward accuracy outside the band" in outside.stderr, outside.stderr
+    stale = reproduce(accuracy - 0.01, accuracy + 0.01, "check=true", "seed=2")
+    assert "not run with these settings (" in stale.stdout and stale.returncode == 4
+    for arguments, message in (
+        (["recipe=suport"], "did you mean support"),
+        (["check=true"], "recipe is missing"),
+        (["recipe=support", "check=yes"], "check=yes is not true or false"),
+        (["recipe=imdb-gpt2-large"], "nothing to reproduce"),
+    ):
+        refused = door("reproduce.py", *arguments)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_the_index_is_up_to_date_and_says_what_was_not_run(tmp_path):
+    copy = tmp_path / "README.md"
+    shutil.copy(REPO / "recipes/README.md", copy)
+    assert not into(copy), "python src/reproduce.py index=recipes/README.md"
+    lines = copy.read_text().partition(START)[2].partition(END)[0].strip().splitlines()[2:]
+    recipes = {path.parent.name for path in REPO.glob("recipes/*/*.yaml")}
+    assert {line.split("]")[0].lstrip("| [") for line in lines} == recipes and len(recipes) == 13
+    kept = {path.parent.name for path in REPO.glob("recipes/*/reproduction.json")}
+    assert sum("not run on the real weights" in line for line in lines) == len(recipes - kept)
+    copy.write_text(copy.read_text().replace("0.628", "0.9"))
+    assert into(copy) and not into(copy)
+    copy.write_text("no markers")
+    with pytest.raises(ConfigError, match="lacks the markers"):
+        into(copy)
