@@ -209,7 +209,7 @@ def test_a_stopped_stage_goes_on_and_ends_the_same(chain, door, tmp_path, name):
 
     settings = [f"recipes=support/{name}", "debug=smoke", "debug.max_steps=12", "debug.rows=96"]
     if name == "ppo":
-        settings.append("dataset.splits.eval=evaluation[:4]")
+        settings.append("dataset.splits.eval='evaluation[:4]'")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for root in (whole, broken):
         shutil.copytree(chain, root, ignore=shutil.ignore_patterns("checkpoint-*"))

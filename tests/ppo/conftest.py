@@ -82,7 +82,7 @@ class Workshop:
         if kind != "full":
             return self.roles(quantized=kind == "lora on nf4")
         models = (self.load(), None, self.load_reward(), self.load_reward())
-        policy, reference, (reward,), value = assemble(*models, None, torch.device("cpu"))
+        policy, reference, (reward,), value = assemble(*models, None, torch.device("cpu"), VOCABULARY)
         return Roles(policy, reference, reward, value, peft=None)
 
 

@@ -120,9 +120,9 @@ def test_layout_addresses_every_token_once():
     assert torch.equal(seen.bool(), mask)
 
 
-def test_layout_trims_to_the_longest_row():
+def test_layout_trims_to_a_multiple_of_8_above_the_longest_row():
     batches = lay_out([[1]] * 4, [[5] * n for n in (1, 9, 2, 8)], 2, 0, torch.device("cpu"))
-    assert [batch.ids.shape[1] for batch in batches] == [3, 10]
+    assert [batch.ids.shape[1] for batch in batches] == [8, 16]
 
 
 def test_minibatches_shuffle_by_their_generator():
