@@ -34,6 +34,13 @@ def test_files_and_folders_give_the_same_rows(compose_stage, tmp_path, suffix, a
     assert [row.values for row in read(dataset, "train", limit=4)] == ROWS[:4]
 
 
+def test_a_slice_holds_for_generated_rows(compose_stage):
+    dataset = compose_stage("dataset=support_prompts", "dataset.options.evaluation=20").dataset
+    whole = list(read(dataset, "evaluation"))
+    assert len(whole) == 20 and list(read(dataset, "evaluation[:4]")) == whole[:4]
+    assert list(read(dataset, "evaluation[50%:]", limit=3)) == whole[10:13]
+
+
 def test_the_fingerprint_follows_the_bytes_and_the_generator_settings(compose_stage, tmp_path):
     file = _write(tmp_path, ".jsonl")
     dataset = compose_stage(f"dataset.path={file}").dataset
