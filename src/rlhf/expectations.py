@@ -8,7 +8,7 @@ from rlhf.config import Expected, Stage
 from rlhf.errors import nearest
 from rlhf.ppo.metrics import METRICS
 
-_REPLIES = {"length", "eos_rate", "distinct_2", "kl", "gold_score", "known_words"}
+_REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
 _EVERY = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
 _REWARDS = {
     "rewards/chosen",
@@ -34,8 +34,8 @@ LOGGED: dict[str, set[str]] = {
         "eval_mean_reward",
         "eval_max_reward",
     },
-    "dpo": _EVERY | _REPLIES | _REWARDS | {f"eval_{name}" for name in _REWARDS},
-    "ppo": _REPLIES | set(METRICS),
+    "dpo": _EVERY | _REPLIES | {"kl"} | _REWARDS | {f"eval_{name}" for name in _REWARDS},
+    "ppo": _REPLIES | {"kl"} | set(METRICS),
 }
 # in report.json, of a policy whose recipe has a reward stage or an annotator
 REPORTED = {"reward_score", "win_rate_vs_sft"}
