@@ -9,6 +9,7 @@ parts      fixed: time and memory of an update when every reply has the same len
 size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU; tiny: seconds, for a test.
            Any field of it can be set: layers=, width=, prompts=, grown=, reply_tokens=, epochs=, micro_batch=, updates=, ...
 device     auto, cpu or cuda
+rollout_base   quantized or dense: we sample from the 4-bit base or from a copy dequantized once a rollout
 repeats    measurements of each contender, in alternation, each in a process of its own; medians are reported
 
 Prints the table and writes runs/benchmark/report.json (support: support.json); with page= also between that file's markers.
@@ -25,7 +26,7 @@ def main() -> None:
     run.benchmark(parts, own, dict(argument.split("=", 1) for argument in sizes))
 
 
-KEYS = ("parts", "size", "device", "repeats", "threads", "recipe", "root", "page")
+KEYS = ("parts", "size", "device", "rollout_base", "repeats", "threads", "recipe", "root", "page")
 
 if __name__ == "__main__":
     door.enter(main)

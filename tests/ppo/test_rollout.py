@@ -214,3 +214,22 @@ def test_reply_without_eos_gets_the_penalty_as_its_score(make_trainer):
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["length/eos_rate"] == 0.0 and log["objective/scores"] == -2.5 and log["reward/mean"] != -2.5
+
+
+def test_a_dense_base_samples_the_same_and_leaves_no_trace(workshop, make_trainer, monkeypatch):
+    """The copy holds what 4-bit layers dequantize to, so on the CPU the replies are the same, without dequantizing."""
+    import bitsandbytes
+
+    quantized, dense = (
+        make_trainer(workshop.roles(quantized=True, dtype=torch.bfloat16), rollout_base=kind)
+        for kind in ("quantized", "dense")
+    )
+    asked = [[1, 9, 8, 7], [1, 5]]
+    wanted = quantized.loop.sample(asked, 1)
+    calls = []
+    multiply = bitsandbytes.matmul_4bit
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", lambda *a, **k: calls.append(1) or multiply(*a, **k))
+    found = dense.loop.sample(asked, 1)
+    assert not calls and found.tokens == wanted.tokens and found.logprobs == wanted.logprobs
+    assert quantized.loop.sample(asked, 1).tokens == wanted.tokens and calls
+    assert not any("forward" in vars(m) for m in dense.policy.model.modules() if hasattr(m, "compute_dtype"))

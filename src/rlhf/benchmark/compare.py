@@ -46,7 +46,9 @@ def _tuning(size: Size) -> Task:
     return Task("sft", "fixed", size.prompts, 1, size.updates)
 
 
-def compare(parts: Sequence[str], size: Size, *, device: str, repeats: int, threads: int | None) -> dict[str, Any]:
+def compare(
+    parts: Sequence[str], size: Size, *, device: str, repeats: int, threads: int | None, rollout_base: str
+) -> dict[str, Any]:
     """Measures in alternation, every measurement in a new process, and returns the report without its provenance.
 
     Each repeat samples with a seed of its own, the same for both. Who comes first changes with every repeat, so that a machine that slows down does not favour anybody. `growth`, which
@@ -58,7 +60,7 @@ def compare(parts: Sequence[str], size: Size, *, device: str, repeats: int, thre
         for repeat in range(repeats):
             order = tasks([p for p in parts if p != "growth" or repeat == 0], size)
             for task in order if repeat % 2 == 0 else reversed(order):
-                one = _worker(folder, asdict(replace(task, seed=repeat + 1)), threads)
+                one = _worker(folder, asdict(replace(task, seed=repeat + 1, rollout_base=rollout_base)), threads)
                 found.append(one)
                 seconds = ", ".join(f"{s:.2f}" for s in one["seconds"])
                 print(
@@ -70,6 +72,7 @@ def compare(parts: Sequence[str], size: Size, *, device: str, repeats: int, thre
         "threads": found[0]["threads"],
         "size": asdict(size),
         "repeats": repeats,
+        "rollout_base": rollout_base,
         "measurements": found,
     }
 
@@ -98,7 +101,7 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
     """
 
     def pick(task: Task) -> list[Measurement]:
-        return [m for m in found if m["task"] | {"seed": task.seed} == asdict(task)]
+        return [m for m in found if Task(**m["task"]).is_repeat_of(task)]
 
     def memory(task: Task, key: str = "above_weights_mb") -> float:
         return statistics.median(m[key] for m in pick(task))
@@ -113,6 +116,7 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
         report[replies] = {
             "time_ratio": ours["seconds"] / stock["seconds"],
             "time_ratio_range": [min(pairs), max(pairs)],
+            "processor_time_ratio": ours["processor_seconds"] / stock["processor_seconds"],
             "memory_ratio": memory(our) / memory(theirs),
             "peak_ratio": memory(our, "peak_mb") / memory(theirs, "peak_mb"),
             "stock": stock,
@@ -155,6 +159,7 @@ def summary(found: Sequence[Measurement], size: Size) -> dict[str, Any]:
     }
     result: dict[str, Any] = {
         "seconds": seconds,
+        "processor_seconds": statistics.median(_warm(m["processor_seconds"]) for m in found),
         "phases": phases,
         "above_weights_mb": middle("above_weights_mb"),
         "weights_mb": middle("weights_mb"),

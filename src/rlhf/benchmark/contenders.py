@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf.benchmark.workload import EOS, Workload
@@ -12,7 +12,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: who, whether replies end, how many prompts an update, epochs, updates, and the sampling seed."""
+    """One measurement: who, whether replies end, how many prompts an update, epochs, updates, the sampling seed, and what we sample from."""
 
     contender: str
     replies: str
@@ -20,6 +20,10 @@ class Task:
     epochs: int
     updates: int
     seed: int = 1
+    rollout_base: str = "quantized"
+
+    def is_repeat_of(self, other: "Task") -> bool:
+        return replace(self, seed=other.seed, rollout_base=other.rollout_base) == other
 
     @property
     def name(self) -> str:
@@ -44,7 +48,7 @@ def ours(work: Workload, task: Task) -> Contender:
     tokenizer = work.tokenizer()
     roles = shared_roles(work.load(), tokenizer, work.folder / "sft", work.folder / "reward")
     stops = [EOS] if task.replies == "natural" else []
-    args = PPOConfig(**_ppo_arguments(work, task), eos_token_ids=stops)
+    args = PPOConfig(**_ppo_arguments(work, task), eos_token_ids=stops, rollout_base=task.rollout_base)
     rows = work.rows(task.prompts * task.updates, work.size.prompt_tokens)
     made = Contender(PPOTrainer(args, tokenizer, roles.policy, roles.reference, roles.reward, rows, roles.value))
     loop = made.trainer.loop

@@ -9,6 +9,7 @@ import gc
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,15 @@ def measure(work: Workload, task: Task) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     clock: list[float] = []
+    processor: list[float] = []
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             clock.append(now(work.device))
+            processor.append(time.process_time())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.append(now(work.device))
+            self.on_train_begin()
 
     start = _in_use(work.device)
     contender = BUILDERS[task.contender](work, task)
@@ -90,7 +93,9 @@ def measure(work: Workload, task: Task) -> dict[str, Any]:
         "task": vars(task),
         "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "seconds": [after - before for before, after in zip(clock, clock[1:], strict=False)],
+        "seconds": _differences(clock),
+        # of all threads: what is left of a time when other processes want the same cores
+        "processor_seconds": _differences(processor),
         "phases": contender.phases,
         "reply_tokens": lengths,
         "weights_mb": memory.before - start,
@@ -99,6 +104,10 @@ def measure(work: Workload, task: Task) -> dict[str, Any]:
         "peak_mb": peak,
         "matrix_tflops": matrix_rate(work.device),
     }
+
+
+def _differences(times: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)]
 
 
 def _in_use(device: str) -> float:

@@ -68,7 +68,8 @@ def _cell(run: dict[str, Any], key: str) -> str:
 def _measured(part: dict[str, Any], name: str, key: str) -> str:
     if key == "time_ratio":
         low, high = part["time_ratio_range"]
-        return f"{part['ours']['seconds']:.1f} s / {part['stock']['seconds']:.1f} s, repeats {low:.2f} to {high:.2f}"
+        repeats, processor = f"repeats {low:.2f} to {high:.2f}", f"processor time {part['processor_time_ratio']:.2f}"
+        return f"{part['ours']['seconds']:.1f} s / {part['stock']['seconds']:.1f} s, {repeats}, {processor}"
     if name in WHO or "stock" in part:
         return f"{part['ours']['above_weights_mb']:.0f} MB / {part['stock']['above_weights_mb']:.0f} MB"
     if name == "rollout_growth":

@@ -24,6 +24,7 @@ def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str
         _known("parts", part, (*PARTS, "support"))
     name = _known("size", own.get("size", "cpu"), tuple(SIZES))
     device = _known("device", own.get("device", "auto"), ("auto", "cpu", "cuda"))
+    base = _known("rollout_base", own.get("rollout_base", "quantized"), ("quantized", "dense"))
     size = _sized(SIZES[name], changes)
     repeats = _count("repeats", own.get("repeats", "3"))
     threads = _count("threads", own["threads"]) if "threads" in own else None
@@ -33,7 +34,7 @@ def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str
     folder = root / "benchmark"
     measured = [part for part in parts if part in PARTS]
     if measured:
-        report = compare(measured, size, device=device, repeats=repeats, threads=threads)
+        report = compare(measured, size, device=device, repeats=repeats, threads=threads, rollout_base=base)
         mark = name if report["device"] == "cpu" else f"{name} on a GPU"
         _publish(folder / "report.json", report, table(report), page, mark)
     if "support" in parts:

@@ -54,7 +54,8 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(layers=8, width=512, inner=1376, heads=8, kv_heads=8, vocabulary=32_000),
+    # inner is a multiple of 64: bitsandbytes cannot repack other shapes for the kernel that stock's reward model uses
+    "cpu": Size(layers=8, width=512, inner=1344, heads=8, kv_heads=8, vocabulary=32_000),
     "8b": Size(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
     "tiny": Size(
         layers=2,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from rlhf.ppo import report
 from rlhf.ppo.advantages import generalized_advantages, kl_estimates, token_rewards, whiten
 from rlhf.ppo.batches import MicroBatch, lay_out, reply_mask
+from rlhf.ppo.dense import dense_base
 from rlhf.ppo.kl import KLController
 from rlhf.ppo.passes import Experience, Forward, collect
 from rlhf.ppo.prompts import PromptOrder, prompt_of
@@ -43,7 +45,8 @@ class Loop:
     def sample(self, prompts: list[list[int]], update: int) -> Replies:
         """The rollout: one reply a prompt from the policy as it is now."""
         args = self.args
-        with self.forward.autocast():
+        dense = dense_base(self.policy.model) if args.rollout_base == "dense" else nullcontext()
+        with dense, self.forward.autocast():
             return sample_replies(
                 self.policy,
                 prompts,

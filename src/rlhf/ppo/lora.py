@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rlhf.ppo.dense import dense_weight
+
 
 def keep_inputs_once(peft: Any) -> int:
     """Gives `peft`'s plain LoRA layers on frozen linear bases the forward above; returns how many they are.
@@ -74,19 +76,9 @@ class _LowRankSum(torch.autograd.Function):
         low_slope = slope.mm(b).mul_(ctx.scaling)
         for_x = for_down = for_up = None
         if ctx.needs_input_grad[0]:
-            for_x = slope.mm(_weight(ctx.base, x.dtype)).addmm_(low_slope, a).view_as(x)
+            for_x = slope.mm(dense_weight(ctx.base, x.dtype)).addmm_(low_slope, a).view_as(x)
         if ctx.needs_input_grad[1]:
             for_down = low_slope.t().mm(flat).to(down.dtype)
         if ctx.needs_input_grad[2]:
             for_up = slope.t().mm(flat.mm(a.t()).mul_(ctx.scaling)).to(up.dtype)
         return for_x, for_down, for_up, None, None
-
-
-def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """The frozen `[out, in]` weight of a linear layer, dequantized if it is stored in 4 bits."""
-    state = getattr(base.weight, "quant_state", None)
-    if state is None:
-        return base.weight.to(dtype)
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(base.weight, state).to(dtype)

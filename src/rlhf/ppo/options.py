@@ -51,7 +51,11 @@ class PPOOptions:
     max_update_kl: float | None = option(
         None, "An update ends early once a minibatch is this far from the rollout policy, in nats a token; None: never."
     )
-    logprob_chunk_size: int = option(256, "Reply tokens whose logits over the vocabulary exist at the same time.")
+    rollout_base: Literal["quantized", "dense"] = option(
+        "quantized",
+        "dense: sample from a copy of the 4-bit base that is dequantized once a rollout; faster for 2 bytes a parameter.",
+    )
+    logprob_chunk_size: int = option(128, "Reply tokens whose logits over the vocabulary exist at the same time.")
     eval_temperature: float = option(
         1.0, "Temperature of evaluation replies; 0 is greedy. KL is measured at 1 for both 0 and 1."
     )

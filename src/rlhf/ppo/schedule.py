@@ -18,6 +18,7 @@ def check_args(args: Any, tokenizer: Any) -> None:
         "missing_eos_mode": ("replace", "subtract"),
         "reward_normalization": ("fixed", "running"),
         "reward_combination": ("mean", "minimum", "mean_minus_spread"),
+        "rollout_base": ("quantized", "dense"),
     }
     found = [
         f"{name} = {getattr(args, name)!r} is not allowed ({', '.join(str(c) for c in allowed)})"
