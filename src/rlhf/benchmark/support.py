@@ -1,7 +1,6 @@
 """What a recipe's PPO stage is worth when stock TRL does it: the same adapters, prompts and settings, the same judge."""
 
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from rlhf import record
 from rlhf.config import Stage
 from rlhf.errors import ConfigError
 from rlhf.evaluation.annotators import annotator
-from rlhf.evaluation.evaluate import answer
+from rlhf.evaluation.evaluate import answer, final_samples
 from rlhf.evaluation.metrics import Sample, summary
 from rlhf.evaluation.statistics import both_orders, win_rate
 from rlhf.models.policies import finished_stage, load_roles
@@ -64,7 +63,7 @@ def compare_recipe(folder: Path) -> dict[str, Any]:
 
 def _samples(folder: Path) -> list[Sample]:
     finished_stage(folder)  # refuses a stage that is missing or unfinished
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return final_samples(folder)
 
 
 def _train_stock(stage: Stage, tokenizer: Any, folder: Path, output: Path) -> float:
