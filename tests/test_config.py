@@ -239,6 +239,8 @@ def test_batches_split_exactly_or_say_what_would(compose_stage):
         (["quantization=int8"], "needs a GPU"),
         (["dataset=ultrafeedback", "method=dpo", "dataset.long_rows=truncate"], "would cut"),
         (["method.args.packing_strategy=wrapped"], "bfd_split"),
+        (["method=dpo", "method.args.label_smoothing=0.1"], "is ignored by loss_type=sigmoid"),
+        (["method=dpo", "method.args.label_smoothing=0.1", "method.args.loss_type=[ipo,sft]"], "by loss_type=ipo,sft"),
         (["logging.report_to=wandbb"], "did you mean wandb"),
         (["run.recipe=../../evil"], "plain folder name"),
         (["batch_size=0"], "at least 1"),
@@ -250,6 +252,15 @@ def test_batches_split_exactly_or_say_what_would(compose_stage):
 def test_contradictions_are_refused_before_anything_heavy(compose_stage, overrides, message):
     with pytest.raises(StageError, match=re.escape(message)):
         check(compose_stage(*overrides))
+
+
+@pytest.mark.parametrize("loss", ["robust", "[sft,exo_pair]", "[aot]", "[aot_unpaired]"])
+def test_label_smoothing_goes_with_the_losses_that_read_it(compose_stage, loss):
+    rankings = ["method=dpo", "dataset=support_rankings", "method.args.beta=0.1"]
+    check(
+        compose_stage(*rankings, "method.args.label_smoothing=0.1", f"method.args.loss_type={loss}"),
+        planned=["base", "sft"],
+    )
 
 
 def test_composing_is_light():

@@ -22,6 +22,8 @@ ALLOWED = {
     "logging.report_to": ("none", "tensorboard", "wandb", "trackio"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
 }
+# the losses of DPO that read label_smoothing (trl/trainer/dpo_trainer.py:1487-1542); the others ignore it without a word
+SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
             "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 
@@ -77,6 +79,13 @@ def _combinations(stage: Stage) -> list[str]:
         problems.append(
             "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)\n"
             "  fix: method.args.packing_strategy=bfd_split"
+        )
+    losses = method.args.get("loss_type", "sigmoid")
+    losses = losses if isinstance(losses, list) else [losses]
+    if method.name == "dpo" and method.args.get("label_smoothing") and not SMOOTHED & set(losses):
+        problems.append(
+            f"method.args.label_smoothing={method.args['label_smoothing']} is ignored by loss_type={','.join(map(str, losses))} "
+            f"(TRL 1.12)\n  fix: method.args.loss_type=[robust], or another of {', '.join(sorted(SMOOTHED))}; or label_smoothing=0"
         )
     if stage.dataset.format == "transcript" and set(stage.dataset.markers or {}) != {"user", "assistant"}:
         problems.append(
