@@ -18,7 +18,8 @@ from rlhf.hub import check_repositories
 def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     """Run what `cfg` says and return its results.
 
-    Everything that can be refused is refused before the run folder is touched and before any weight is loaded.
+    Everything that can be refused is refused before the run folder is touched, and before any weight is loaded if it shows in
+    the configuration or the data: with `run.overwrite=true` the old run goes only when a trainer for the new one stands.
     """
     stage = to_stage(cfg)
     check(stage)
@@ -40,14 +41,18 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
     _fits(stage, data.batch_rows(stage))
 
+    trained = resume and record.read_run(stage.path).get("status") == "trained"
+    trainer = None if trained else _build(stage, tokenizer, data)
+
     run = record.Record(stage, cfg, resume, overrides)
     run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})
     if stage.model.init is not None and record.is_main():
         tokenizer.save_pretrained(str(stage.path / "tokenizer"))
-    if run.run.get("status") != "trained":
-        console.header(stage, data)
-        _train(stage, tokenizer, data, run)
+    if trainer is not None:
+        _train(stage, tokenizer, trainer, run)
         run.status("trained")
+        del trainer
+        gc.collect()
     results = _evaluate(stage, tokenizer, data)
     run.write("results.json", results)
     if record.is_main():
@@ -83,14 +88,19 @@ def _fits(stage: Stage, rows: int) -> None:
         )
 
 
-def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
+def _build(stage: Stage, tokenizer: Any, data: Any) -> Any:
     import importlib
 
+    from rlhf import console
+
+    console.header(stage, data)
+    return importlib.import_module(f"rlhf.methods.{stage.method.name}").build(stage, tokenizer, data)
+
+
+def _train(stage: Stage, tokenizer: Any, trainer: Any, run: record.Record) -> None:
     from rlhf import callbacks
     from rlhf.ppo.checkpoint import replace_folder
 
-    build = importlib.import_module(f"rlhf.methods.{stage.method.name}").build
-    trainer = build(stage, tokenizer, data)
     run.write("trainer_args.json", trainer.args.to_sanitized_dict())
     preemption = callbacks.install(trainer, stage.path, stage.run.stage)
     checkpoint = run.last_checkpoint() if run.resumed else None
@@ -107,8 +117,6 @@ def _train(stage: Stage, tokenizer: Any, data: Any, run: record.Record) -> None:
         # other stages read it as soon as it is there
         replace_folder(stage.path / "final", partial(_save, stage, trainer, tokenizer))
         run.run["train_seconds"] = round(time.time() - began, 1)
-    del trainer
-    gc.collect()
 
 
 def _save(stage: Stage, trainer: Any, tokenizer: Any, folder: Path) -> None:

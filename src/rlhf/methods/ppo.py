@@ -17,15 +17,22 @@ from rlhf.data.prepare import Prepared
 from rlhf.errors import ConfigError
 from rlhf.methods.rewards import load_scorer, named_rewards
 from rlhf.models.load import load_base
-from rlhf.ppo.shared import shared_roles
+from rlhf.ppo.schedule import check_args
+from rlhf.ppo.shared import read_adapter_config, shared_roles
 from rlhf.ppo.trainer import PPOTrainer
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
-    """A trainer of the policy and value adapters on one shared base, or of whole models with adapter=none."""
+    """A trainer of the policy and value adapters on one shared base, or of whole models with adapter=none.
+
+    What the arguments, adapter configs and tokenizers tell is refused before the base is loaded; what only weights tell, after.
+    """
     args = training_arguments(stage, data.eval is not None)
     start = stage.method.start_from
     try:
+        check_args(args, tokenizer)
+        if start and stage.adapter.name != "none":
+            read_adapter_config(Path(start), stage.model.path, "method.start_from")
         named = named_rewards(stage, tokenizer, data.train)
         if stage.adapter.name == "none":
             policy, reference = (load_base(stage, tokenizer, path=start) for _ in range(2))
