@@ -156,7 +156,7 @@ class Record:
         """The newest checkpoint that was completely written; incomplete ones are removed."""
         found = []
         for folder in self.path.glob("checkpoint-*"):
-            if (folder / COMPLETE).exists():
+            if is_complete(folder):
                 found.append(folder)
             elif is_main():
                 shutil.rmtree(folder)
@@ -164,6 +164,16 @@ class Record:
 
     def _save(self) -> None:
         write_json(self.path / "run.json", self.run)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the mark is there and every file that it lists, if it lists any, has the size it lists."""
+    try:
+        sizes = json.loads((checkpoint / COMPLETE).read_text() or "{}")
+    except (OSError, ValueError):
+        return False
+    files = {name: checkpoint / name for name in sizes}
+    return all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf.ppo.roles import Role
 from rlhf.ppo.shared import WEIGHTS
 from rlhf.record import COMPLETE as MARKER
+from rlhf.record import is_complete
 
 PREFIX = "checkpoint-"
 HEAD_KEY = "base_model.model.score.weight"
@@ -62,15 +63,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether the marker is there and every file it lists has the size it lists."""
-    try:
-        sizes = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
