@@ -14,6 +14,7 @@ from rlhf.ppo.prompts import prompt_of
 from rlhf.ppo.roles import Role
 from rlhf.ppo.rollout import sample_replies
 from rlhf.ppo.scoring import Scorer
+from rlhf.ppo.update import require_finite
 
 SAMPLES = "samples.jsonl"
 
@@ -28,12 +29,13 @@ def evaluate_policy(
     tokenizer: Any,
     *,
     batch_size: int,
+    update: int,
     **sampling: Any,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and one sample a prompt; `forward` has the temperature at which the KL is measured.
 
     `sampling` is what `sample_replies` takes. Scores are the scorer's own, without penalties, so that runs with
-    different penalties can be compared.
+    different penalties can be compared. Raises NonFinite, naming `update`, when a score or KL is not a number.
     """
     prompts = [prompt_of(row) for row in rows]
     with forward.autocast():
@@ -47,6 +49,7 @@ def evaluate_policy(
             for batch in batches:
                 batch.put(into, forward.logprobs(role, batch))
     k1, k3 = (torch.where(mask, kl, 0).sum(1).cpu() for kl in kl_estimates(ours, theirs))
+    require_finite(update, eval_objective__scores=scores, eval_objective__kl=k1)
     lengths = torch.tensor([float(len(t)) for t in replies.tokens])
     metrics = {
         "eval_objective/scores": float(scores.mean()),

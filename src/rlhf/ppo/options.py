@@ -63,11 +63,12 @@ class PPOOptions:
 
 
 class NonFinite(FloatingPointError):
-    """A reward, loss or gradient that is NaN or infinite; raised before the step, while the weights are good."""
+    """A reward, loss or gradient that is NaN or infinite; raised before the step, while the weights are good, and in an
+    evaluation before its checkpoint is saved."""
 
     def __init__(self, metric: str, value: float, update: int) -> None:
         super().__init__(
-            f"{metric} is {value} in update {update}; stopped before the optimizer step. The last checkpoint is "
+            f"{metric} is {value} in update {update}; stopped before another optimizer step. The last checkpoint is "
             "untouched: "
             "resume from it with a lower learning_rate or a reward_clip"
         )

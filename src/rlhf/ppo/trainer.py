@@ -247,6 +247,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
                 [dataset[i] for i in range(count)],
                 self.processing_class,
                 batch_size=self.micro_batch_size,
+                update=self.state.global_step,
                 max_new_tokens=args.response_length,
                 temperature=args.eval_temperature,
                 eos_ids=self.loop.eos_ids,
@@ -276,6 +277,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.processing_class.save_pretrained(str(folder))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As in TRL, the model card of the run folder is rewritten each time; it is never the only copy of anything."""
         output = Path(self.args.output_dir)
         folder = output / f"{PREFIX}{self.state.global_step}"
         if self.state.best_global_step:
