@@ -212,6 +212,32 @@ def test_peft_model_of_stock_users_gets_its_own_adapter_as_reference(workshop, m
     assert kl[0] == 0 and kl[1] > 0
 
 
+def test_an_adapter_of_the_policy_can_be_the_reference(workshop, make_trainer):
+    from types import SimpleNamespace
+
+    def models(**more):
+        policy = AutoPeftModelForCausalLM.from_pretrained(workshop.sft, is_trainable=True, dtype=torch.float32)
+        policy.add_adapter("before", workshop.lora(task_type="CAUSAL_LM"))
+        policy.set_adapter("default")
+        plain = {"reference": None, "reward": workshop.load_reward(), "value": workshop.load_reward()}
+        return SimpleNamespace(policy=policy, **(plain | more))
+
+    names = {"model_adapter_name": "default", "ref_adapter_name": "before"}
+    trainer = make_trainer(models(), max_steps=1, **names)
+    trainer.train()
+    assert (trainer.policy.adapter, trainer.reference.adapter) == ("default", "before")
+    assert trainer.state.log_history[0]["objective/kl_k3"] > 0  # "before" is the bare base
+    for wrong, given, message in (
+        ({"ref_adapter_name": "befor"}, {}, "'befor' is not an adapter of model \\(it has: default, before\\)"),
+        ({"ref_adapter_name": "default"}, {}, "that is the policy's, which changes"),
+        ({"ref_adapter_name": "before"}, {"reference": workshop.load()}, "there is a ref_model too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(models(**given), **wrong)
+    with pytest.raises(ValueError, match="not of a Role"):
+        make_trainer(**names)
+
+
 def test_several_labels_are_refused(workshop, make_trainer):
     from types import SimpleNamespace
 

@@ -158,6 +158,8 @@ REFUSED = {
     "k3 in the reward": ({"kl_estimator": "k3"}, {}),
     "needs loss scaling": ({"fp16": True, "bf16": None}, {}),
     "temperature = 0": ({"temperature": 0.0}, {}),
+    "num_mini_batches = 0": ({"num_mini_batches": 0}, {}),
+    "kl_horizon = -1": ({"kl_horizon": -1}, {}),
     "does not divide the batch of 8": ({"num_mini_batches": 3}, {}),
     "must not be negative": ({"missing_eos_penalty": -1.0}, {}),
     "no id ends a reply": ({"missing_eos_penalty": 1.0, "eos_token_ids": []}, {}),

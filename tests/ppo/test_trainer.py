@@ -133,6 +133,14 @@ def test_learning_rates(make_trainer):
     assert [group["eps"] for group in trainer.optimizer.param_groups] == [1e-5, 1e-5]
 
 
+def test_a_value_can_be_frozen(make_trainer):
+    trainer = make_trainer(value_learning_rate=0.0, max_steps=1)
+    before = {n: p.detach().clone() for n, p in trainer.value.trainable()}
+    trainer.train()
+    assert all(torch.equal(before[n], p) for n, p in trainer.value.trainable())
+    assert history(trainer, "lr_value") == [0.0] and history(trainer, "lr")[0] > 0
+
+
 def test_value_warmup_leaves_the_policy_alone(make_trainer):
     trainer = make_trainer(value_warmup_updates=1, max_steps=1)
     before = {n: p.detach().clone() for n, p in trainer.policy.trainable()}
@@ -169,6 +177,42 @@ def test_evaluation_runs_on_schedule(make_trainer, prompts, tmp_path):
             assert sum(row[key] for row in some) / 3 == pytest.approx(logged[f"eval_objective/{name}"], abs=1e-6)
     trainer.evaluate()
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 6
+
+
+def test_evaluation_measures_the_kl_at_temperature_one(workshop, make_trainer, prompts):
+    found = []
+    for temperature in (0.5, 2.0):
+        roles = workshop.roles()
+        trainer = make_trainer(roles, eval_dataset=prompts.select(range(3)), temperature=temperature)
+        with torch.no_grad():
+            for _, parameter in roles.policy.trainable():
+                parameter.mul_(1.5)
+        found.append({k: v for k, v in trainer.evaluate().items() if "runtime" not in k})
+    assert found[0] == found[1] and found[0]["eval_objective/kl_k3"] > 0
+
+
+def test_the_best_checkpoint_comes_back_at_the_end(workshop, make_trainer, prompts):
+    calls = []
+
+    def first_is_best(prompts, replies, rows):
+        calls.append(len(prompts))
+        return torch.full((len(prompts),), -float(len(calls)))
+
+    roles, seen = workshop.roles(), {}
+    roles.reward = first_is_best
+
+    class Look(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen[state.global_step] = weights(trainer)
+
+    trainer = make_trainer(
+        roles, eval_dataset=prompts.select(range(2)), callbacks=[Look()], max_steps=3, save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_objective/scores", greater_is_better=True,
+        **dict.fromkeys(("eval_strategy", "save_strategy"), "steps"), **dict.fromkeys(("eval_steps", "save_steps"), 1),
+    )  # fmt: skip
+    trainer.train()
+    assert sorted(seen) == [1, 2, 3] and not same(seen[1], seen[3])
+    assert same(weights(trainer), seen[1]) and trainer.state.best_model_checkpoint.endswith("checkpoint-1")
 
 
 def test_every_logged_number_is_defined_and_every_definition_is_logged(workshop, make_trainer, prompts):

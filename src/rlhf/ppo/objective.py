@@ -55,7 +55,10 @@ def policy_terms(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cli
 
 
 def value_terms(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> ValueTerms:
-    """0.5 max((V - R)^2, (clip(V, old - c, old + c) - R)^2) summed over tokens; all inputs `[N]`."""
+    """0.5 max((V - R)^2, (clip(V, old - c, old + c) - R)^2) summed over tokens; all inputs `[N]`.
+
+    The clip range is in units of the reward: where scores spread over much more than 1, scale them (`reward_scale`).
+    """
     near = values.clamp(old_values - cliprange, old_values + cliprange)
     unclipped, clipped = (values - returns) ** 2, (near - returns) ** 2
     loss = 0.5 * torch.maximum(unclipped, clipped).sum()

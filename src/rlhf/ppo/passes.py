@@ -58,7 +58,12 @@ class Experience:
 def collect(
     forward: Forward, policy: Role, reference: Role, value: Role, batches: Sequence[MicroBatch], mask: Tensor
 ) -> Experience:
-    """Old and reference log-probabilities, entropies and values, role after role in the micro-batches of training."""
+    """Old and reference log-probabilities, entropies and values, role after role in the micro-batches of training.
+
+    One after the other on purpose: PEFT can put the adapters of several roles into one batch (`adapter_names`), but that
+    holds the activations of all of them at once, and the old log-probabilities would no longer come from the batches of
+    training, in which a ratio of 1 is exactly 1.
+    """
     empty = torch.zeros(mask.shape, device=mask.device)
     result = Experience(empty, empty.clone(), empty.clone(), empty.clone(), mask)
     with policy.active():

@@ -25,10 +25,12 @@ def check_args(args: Any, tokenizer: Any) -> None:
         for name, allowed in choices.items()
         if getattr(args, name) not in allowed
     ]
-    positive = {name: getattr(args, name) for name in ("temperature", "response_length", "reward_scale", "kl_target")}
-    found += [
-        f"{name} = {value} must be above 0" for name, value in positive.items() if value is not None and value <= 0
-    ]
+    positive = (
+        *("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"),
+        *("reward_scale", "kl_target", "kl_horizon", "logprob_chunk_size", "eval_prompts"),
+    )
+    values = {name: getattr(args, name) for name in positive}
+    found += [f"{name} = {value} must be above 0" for name, value in values.items() if value is not None and value <= 0]
     if pad is None:
         found.append("processing_class has no pad token; add_special_tokens({'pad_token': '<pad>'}) gives it one")
     elif pad == eos:
@@ -117,7 +119,8 @@ def set_batch_sizes(args: Any, rows: int) -> int:
 
 def parameter_groups(policy: Role, value: Role, args: Any) -> list[dict[str, Any]]:
     """One group a role with its own learning rate, split only where weight decay spares vectors (norms and biases)."""
-    rates = ((policy, args.learning_rate), (value, args.value_learning_rate or args.learning_rate))
+    value_rate = args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
+    rates = ((policy, args.learning_rate), (value, value_rate))
     groups = []
     for role, rate in rates:
         parameters = [p for _, p in role.trainable()]

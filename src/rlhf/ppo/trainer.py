@@ -81,7 +81,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.accelerator = Accelerator(cpu=args.use_cpu)
         given = (model, ref_model, reward_model, value_model)
         self.policy, self.reference, rewards, self.value = assemble(
-            *given, peft_config, args.device, len(processing_class)
+            *given, peft_config, args.device, len(processing_class), (args.model_adapter_name, args.ref_adapter_name)
         )
         shared = (self.pad_id, self.micro_batch_size, self.autocast)
         scorers = [RoleScorer(reward, *shared) if isinstance(reward, Role) else reward for reward in rewards]
@@ -162,14 +162,11 @@ class PPOTrainer(trl_ppo.PPOTrainer):
     def train(self, resume_from_checkpoint: bool | str | None = None, **_: Any) -> Any:
         """Trains for `num_total_batches` updates, from the start or from a complete checkpoint (True: the newest)."""
         args = self.args
-        self.state.max_steps, self.state.num_train_epochs = (
-            args.num_total_batches,
-            args.total_episodes / self.prompts.rows,
-        )
         if resume_from_checkpoint:
             resume.restore(self, resume.find(resume_from_checkpoint, Path(args.output_dir)))
             self._load_callback_state()
         self.state.max_steps = args.num_total_batches
+        self.state.num_train_epochs = args.total_episodes / self.prompts.rows
         self.state.compute_steps(args, self.state.max_steps)
         self.state.train_batch_size = args.per_device_train_batch_size
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
