@@ -12,12 +12,21 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 from trl.experimental import ppo as stock_ppo
 from trl.experimental.ppo import ppo_trainer as stock_module
 
 from rlhf.ppo.rollout import Replies
+from rlhf.ppo.shared import shared_roles
 from rlhf.ppo.trainer import PPOConfig, PPOTrainer
 
 PAD, BOS, EOS, END, VOCABULARY = 0, 1, 2, 3, 32
@@ -135,6 +144,10 @@ class Contender:
         """
         raise NotImplementedError
 
+    def from_adapters(self, base: Path, sft: Path, reward: Path) -> dict[str, Any]:
+        """What `build` takes as policy, reward and value when each is an adapter on `base`."""
+        raise NotImplementedError
+
     def stops(self, ids: list[int]) -> dict[str, Any]:
         """The options that end a reply at each of `ids`, or what comes nearest to it."""
         raise NotImplementedError
@@ -162,6 +175,14 @@ class Stock(Contender):
 
         self.monkeypatch.setattr(stock_module, "batch_generation", generation)
 
+    def from_adapters(self, base: Path, sft: Path, reward: Path) -> dict[str, Any]:
+        def scorer(trained: bool) -> Any:
+            model = AutoModelForSequenceClassification.from_pretrained(base)
+            return PeftModel.from_pretrained(model, reward, is_trainable=trained)
+
+        policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), sft, is_trainable=True)
+        return {"policy": policy, "reward": scorer(False), "value": scorer(True)}
+
     def stops(self, ids: list[int]) -> dict[str, Any]:
         return {"stop_token_id": ids[0] if ids else None}
 
@@ -176,6 +197,10 @@ class Ours(Contender):
             return Replies(replies, [[0.0] * len(ids) for ids in replies], ended)
 
         trainer.loop.sample = sample
+
+    def from_adapters(self, base: Path, sft: Path, reward: Path) -> dict[str, Any]:
+        roles = shared_roles(AutoModelForCausalLM.from_pretrained(base), tiny_tokenizer(), sft, reward)
+        return {name: getattr(roles, name) for name in ("policy", "reference", "reward", "value")}
 
     def stops(self, ids: list[int]) -> dict[str, Any]:
         return {"eos_token_ids": ids}

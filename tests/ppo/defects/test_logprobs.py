@@ -47,6 +47,20 @@ def test_generation_config_does_not_reach_the_ratio(contender):
     assert logged(trainer, "policy/approxkl_avg") == pytest.approx([0.0], abs=1e-9)
 
 
+@defect(
+    "ppo_trainer.py:293 and experimental/utils.py:783: heads read states outside autocast, in the backbone's precision",
+    raises=RuntimeError,
+    match="same dtype",
+)
+def test_heads_may_be_more_precise_than_their_backbone(contender):
+    models = bf16_models()
+    for model in (models["reward"], models["value"]):
+        model.score.float()
+    trainer = contender.build(**models, bf16=True)
+    trainer.train()
+    assert logged(trainer, "objective/scores") and models["value"].score.weight.dtype == torch.float32
+
+
 @defect("ppo_trainer.py:491 and 639: functional dropout stays on, in sampling too")
 def test_attention_dropout_is_off(contender):
     trainer = contender.build(policy=tiny_policy(attention_dropout=0.5), **UNTRAINED)
