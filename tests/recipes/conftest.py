@@ -32,8 +32,8 @@ def local(models, data):
         folder.mkdir(exist_ok=True)
         rows = [row for row, _ in laid_out(stage.dataset.path)]
         for split in {split.partition("[")[0] for split in vars(stage.dataset.splits).values() if split}:
-            # the last thousand rows are held out of one dataset
-            many = rows * (2 + 1000 // len(rows)) if "-1000" in str(stage.dataset.splits.train) else rows
+            # where the last thousand rows are held out of the only split, there must be more of them
+            many = rows * (2 + 1024 // len(rows)) if ":-10" in str(stage.dataset.splits.train) else rows
             (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
         return folder
 

@@ -79,6 +79,12 @@ def test_a_recipe_that_cannot_work_is_refused_before_it_trains(home, text, messa
     assert message in str(caught.value)
 
 
+def test_two_stages_that_wait_for_each_other_are_refused(home):
+    _recipe(home, "round", sft="method: {start_from: '${stage:tail}'}", tail="method: {start_from: '${stage:sft}'}")
+    with pytest.raises(ConfigError, match="recipes/round: these stages wait for each other: sft, tail"):
+        Plan("round", [f"run.root={home}/runs"])
+
+
 def test_an_expectation_has_a_typed_form(home):
     _recipe(home, "typed", sft="expect: {eval_loss: {publishd: 1}}")
     with pytest.raises(Exception, match="publishd"):
@@ -107,23 +113,30 @@ def test_offline_with_nothing_cached_is_refused_with_both_repositories(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "kind, message",
+    "of, kind, message",
     [
         (
+            "model",
             "GatedRepoError",
             "is gated\n  fix: accept its licence at https://huggingface.co/mistralai/Mistral-7B-v0.1, then `hf auth",
         ),
-        ("RepositoryNotFoundError", "there is no such model on the hub"),
-        ("ConnectionError", "the hub can't be reached (ConnectionError)"),
+        ("model", "RepositoryNotFoundError", "there is no such model on the hub"),
+        (
+            "dataset",
+            "GatedRepoError",
+            "is gated\n  fix: accept its licence at https://huggingface.co/datasets/HuggingFaceH4/ultrachat_200k, then `hf",
+        ),
+        ("dataset", "RepositoryNotFoundError", "there is no such dataset on the hub"),
+        ("model", "ConnectionError", "the hub can't be reached (ConnectionError)"),
     ],
 )
-def test_a_gated_an_absent_and_an_unreachable_repository(tmp_path, monkeypatch, kind, message):
+def test_a_gated_an_absent_and_an_unreachable_repository(tmp_path, monkeypatch, of, kind, message):
     from huggingface_hub import errors
 
     def refuse(self, repo_id, repo_type=None, **_):
         if kind == "ConnectionError":
             raise ConnectionError("no route to host")
-        if repo_type == "model":
+        if repo_type == of:
             refusal = getattr(errors, kind)
             raise refusal.__new__(refusal)
 
@@ -133,6 +146,20 @@ def test_a_gated_an_absent_and_an_unreachable_repository(tmp_path, monkeypatch, 
     with pytest.raises(ConfigError) as caught:
         hub.check_repositories([_stage(tmp_path)])
     assert message in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "door_and_recipe", [("train.py", "recipes=zephyr-7b/sft"), ("pipeline.py", "recipe=zephyr-7b")]
+)
+def test_the_doors_refuse_before_they_train(door, tmp_path, door_and_recipe):
+    settings = ("hardware=cpu", f"run.root={tmp_path}/runs")
+    refused = door(*door_and_recipe, *settings, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert refused.returncode == 2 and "model.path=mistralai/Mistral-7B-v0.1 is not cached" in refused.stderr, (
+        refused.stderr
+    )
+    assert "fix: HF_HUB_OFFLINE=0, or model.path=<local folder>" in refused.stderr
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
 
 
 def test_what_a_stage_writes_or_a_local_file_is_no_repository(tmp_path):

@@ -84,6 +84,18 @@ def test_an_empty_system_turn_is_put_first_and_not_twice(prepared):
     assert all(text.startswith("<|system|>\n</s>\n<|user|>") and text.count("<|system|>") == 1 for text in texts)
 
 
+@pytest.mark.parametrize("recipe", ["zephyr-7b/ppo", "tldr-pythia-1b/ppo", "hh-qwen2.5-0.5b/ppo"])
+def test_ppo_leaves_out_and_counts_the_prompts_over_the_limit(prepared, recipe):
+    _, data, stage = prepared(recipe)
+    ledger, limit = data.ledger["train"], stage.dataset.max_prompt_length
+    assert ledger["dropped"]["too long"] == 1 and ledger["read"] == ledger["kept"] + sum(ledger["dropped"].values())
+    assert max(len(ids) for ids in data.train["input_ids"]) <= limit
+    _, shorter, _ = prepared(
+        recipe, f"dataset.max_prompt_length={max(len(ids) for ids in data.train['input_ids']) - 1}"
+    )
+    assert shorter.ledger["train"]["dropped"]["too long"] > 1
+
+
 @pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
 def test_a_wider_adapter_on_more_layers_computes_what_the_stored_one_did(prepared, tmp_path, task):
     from rlhf.models.load import load_base, save_final, with_adapter
