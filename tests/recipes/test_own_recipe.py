@@ -82,7 +82,7 @@ def test_a_recipe_that_cannot_work_is_refused_before_it_trains(home, text, messa
 def test_two_stages_that_wait_for_each_other_are_refused(home):
     _recipe(home, "round", sft="method: {start_from: '${stage:tail}'}", tail="method: {start_from: '${stage:sft}'}")
     with pytest.raises(ConfigError, match="recipes/round: these stages wait for each other: sft, tail"):
-        Plan("round", [f"run.root={home}/runs"])
+        Plan("round", [f"run.root={home}/runs", "model=qwen3_0.6b"])
 
 
 def test_an_expectation_has_a_typed_form(home):
