@@ -9,7 +9,7 @@ parts      fixed: time and memory of an update when every reply has the same len
 size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU; tiny: seconds, for a test.
            Any field of it can be set: layers=, width=, prompts=, grown=, reply_tokens=, epochs=, micro_batch=, updates=, ...
 device     auto, cpu or cuda
-rollout_base   quantized or dense: we sample from the 4-bit base or from a copy dequantized once a rollout
+rollout_base   dense (unless told otherwise) or quantized: we sample from a copy of the base dequantized once a rollout, or from its 4 bits
 repeats    measurements of each contender, in alternation, each in a process of its own; medians are reported
 
 Prints the table and writes runs/benchmark/report.json (support: support.json); with page= also between that file's markers.

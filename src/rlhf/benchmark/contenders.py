@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.benchmark.workload import EOS, Workload
 
@@ -20,7 +20,7 @@ class Task:
     epochs: int
     updates: int
     seed: int = 1
-    rollout_base: str = "quantized"
+    rollout_base: Literal["quantized", "dense"] = "quantized"
 
     def is_repeat_of(self, other: "Task") -> bool:
         return replace(self, seed=other.seed, rollout_base=other.rollout_base) == other

@@ -24,7 +24,7 @@ def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str
         _known("parts", part, (*PARTS, "support"))
     name = _known("size", own.get("size", "cpu"), tuple(SIZES))
     device = _known("device", own.get("device", "auto"), ("auto", "cpu", "cuda"))
-    base = _known("rollout_base", own.get("rollout_base", "quantized"), ("quantized", "dense"))
+    base = _known("rollout_base", own.get("rollout_base", "dense"), ("quantized", "dense"))
     size = _sized(SIZES[name], changes)
     repeats = _count("repeats", own.get("repeats", "3"))
     threads = _count("threads", own["threads"]) if "threads" in own else None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
+from rlhf.ppo.attention import attend_in_fp32
 from rlhf.ppo.lora import keep_inputs_once
 from rlhf.ppo.roles import Role, ScalarHead, copy_adapter, disable_dropout
 
@@ -63,6 +64,7 @@ def assemble(
             keep_inputs_once(role.peft)
         if role.peft is None and not getattr(role.model, "is_quantized", False):
             role.model.to(device)
+        attend_in_fp32(role.model)
         if not role.trained:
             for _, parameter in role.named_parameters():
                 parameter.requires_grad_(False)

@@ -48,14 +48,15 @@ def _forward(layer: Any, x: Tensor, **kwargs: Any) -> Tensor:
     x = layer.lora_dropout[name](x)
     if torch.is_grad_enabled():
         return _LowRankSum.apply(x, down, up, scaling, layer.base_layer)  # pyright: ignore[reportReturnType]
-    return _low_rank_sum(x, down, up, scaling, layer.base_layer)
+    return _low_rank_sum(x, down, up, scaling, layer.base_layer)[0]
 
 
-def _low_rank_sum(x: Tensor, down: Tensor, up: Tensor, scaling: float, base: nn.Linear) -> Tensor:
+def _low_rank_sum(x: Tensor, down: Tensor, up: Tensor, scaling: float, base: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The layer's output and A x, `[N, rank]`."""
     y = base(x)
     low = x.flatten(0, -2).mm(down.to(x.dtype).t())
     y.flatten(0, -2).addmm_(low, up.to(x.dtype).t(), alpha=scaling)  # y is new and contiguous: this writes into it
-    return y
+    return y, low
 
 
 class _LowRankSum(torch.autograd.Function):
@@ -63,14 +64,15 @@ class _LowRankSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scaling: float, base: nn.Linear) -> Tensor:
-        ctx.save_for_backward(x, down, up)
+        y, low = _low_rank_sum(x, down, up, scaling, base)
+        ctx.save_for_backward(x, low, down, up)
         ctx.scaling, ctx.base = scaling, base
-        return _low_rank_sum(x, down, up, scaling, base)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, down, up = ctx.saved_tensors
+        x, low, down, up = ctx.saved_tensors
         a, b, flat = down.to(x.dtype), up.to(x.dtype), x.flatten(0, -2)
         slope = gradients[0].to(x.dtype).flatten(0, -2)
         low_slope = slope.mm(b).mul_(ctx.scaling)
@@ -80,5 +82,5 @@ class _LowRankSum(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             for_down = low_slope.t().mm(flat).to(down.dtype)
         if ctx.needs_input_grad[2]:
-            for_up = slope.t().mm(flat.mm(a.t()).mul_(ctx.scaling)).to(up.dtype)
+            for_up = slope.t().mm(low).mul_(ctx.scaling).to(up.dtype)
         return for_x, for_down, for_up, None, None
