@@ -7,7 +7,7 @@ typo or a wrong type is refused while the config is composed. `method.args`, `ad
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,7 @@ class Model:
     pad_token: str | None = MISSING
     attention: str = MISSING
     trust_remote_code: bool = MISSING
+    shape: dict[str, Any] = field(default_factory=dict)  # runs from before this key stay readable
     init: dict[str, Any] | None = MISSING
 
 
@@ -54,6 +55,7 @@ class Dataset:
     subset: str | None = MISSING
     revision: str | None = MISSING
     licence: str | None = MISSING
+    rows: int | None = None  # as for Model.shape
     splits: Splits = MISSING
     columns: dict[str, str] = MISSING
     format: str = MISSING
@@ -175,8 +177,9 @@ class Stage:
 
 GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "debug")
 
-# Mappings whose keys other libraries decide: TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
+# Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
 OPEN = (
+    ("model", "shape"),
     ("method", "args"),
     ("adapter", "args"),
     ("quantization", "args"),
@@ -189,6 +192,7 @@ def register() -> None:
     """Make the schema and the two pure resolvers known to Hydra; composing changes nothing on disk."""
     node = OmegaConf.structured(Stage)
     for section, cls in {
+        "model": Model,
         "method": Method,
         "adapter": Adapter,
         "quantization": Quantization,

@@ -35,6 +35,8 @@ def inputs(stage: Stage) -> dict[str, str]:
     """What a stage's result follows from: its settings, its data, and the finished runs whose weights it reads."""
     settings = {k: v for k, v in asdict(stage).items() if k not in PLACEMENT}
     settings["model"] = {**settings["model"], "path": _portable(stage, stage.model.path)}
+    # only plan.py reads these, so no run goes stale with them
+    del settings["model"]["shape"], settings["dataset"]["rows"]
     settings["method"] = {
         **settings["method"],
         "start_from": _portable(stage, stage.method.start_from),

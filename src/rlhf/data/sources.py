@@ -39,9 +39,9 @@ def read(dataset: Dataset, split: str, limit: int | None = None) -> Iterator[Row
     if not match:
         raise ConfigError(f"dataset.splits: {split!r} is not a split name with an optional slice such as train[:95%]")
     if dataset.path.startswith("generator:"):
-        rows = _sliced(_generated(dataset, match["name"]), match)
+        rows = sliced(_generated(dataset, match["name"]), match)
     elif (path := Path(dataset.path).expanduser()).suffix in SUFFIXES or path.is_dir():
-        rows = _sliced(_local(path, match["name"]), match)
+        rows = sliced(_local(path, match["name"]), match)
     elif dataset.path.startswith((".", "/", "~")):
         raise DataError(f"dataset.path={dataset.path}: no such file or folder")
     else:
@@ -99,7 +99,8 @@ def _generated(dataset: Dataset, split: str) -> Iterator[Row]:
         yield Row(f"{dataset.path}[{split}]:{index}", row)
 
 
-def _sliced(lazy: Iterator[Row], match: re.Match[str]) -> Iterator[Row]:
+def sliced(lazy: Iterator[Any], match: re.Match[str]) -> Iterator[Any]:
+    """What the slice of a split, read by SLICE, leaves of its rows."""
     if not match["start"] and not match["stop"]:
         return lazy
     rows = list(lazy)
