@@ -1,5 +1,7 @@
 """One stage from its composed configuration to a finished run folder: refuse early, train or go on, save, evaluate, report."""
 
+import contextlib
+import ctypes
 import gc
 import time
 from functools import partial
@@ -25,6 +27,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     check(stage)
     resume = record.claim(stage)
     quiet()
+    return_freed_memory()
     check_machine(stage)
     check_repositories([stage])
 
@@ -78,6 +81,16 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def return_freed_memory() -> None:
+    """Have glibc hand freed tensors back to the system at once.
+
+    By default it keeps freed blocks of up to 32 MiB, in holes among what is in use: SFT of 41M parameters in NF4 on the CPU then
+    takes 919 MB above its libraries instead of 477 MB. Smaller blocks are left to it, since getting each anew costs time.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, in bytes (mallopt(3))
 
 
 def _fits(stage: Stage, rows: int) -> None:
