@@ -5,14 +5,14 @@
 parts      fixed: time and memory of an update when every reply has the same length; natural: the same when replies end by
            themselves, at 40% of the limit in the mean; growth: peak memory when the rollout has four times the prompts; sft: our
            peak over that of TRL's SFTTrainer; support: the recipe's PPO stage by stock TRL, scored by the same annotator (needs
-           the finished stages of runs/<recipe>; recipe=support)
+           the finished stages of runs/<recipe>; recipe=support); plan: the peak of each method beside what src/plan.py says
 size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU; tiny: seconds, for a test.
            Any field of it can be set: layers=, width=, prompts=, grown=, reply_tokens=, epochs=, micro_batch=, updates=, ...
 device     auto, cpu or cuda
 rollout_base   dense (unless told otherwise) or quantized: we sample from a copy of the base dequantized once a rollout, or from its 4 bits
 repeats    measurements of each contender, in alternation, each in a process of its own; medians are reported
 
-Prints the table and writes runs/benchmark/report.json (support: support.json); with page= also between that file's markers.
+Prints the table and writes runs/benchmark/report.json (support.json, plan.json); with page= also between that file's markers.
 """
 
 from rlhf import door

@@ -56,11 +56,11 @@ def compare(
     """
     found: list[Measurement] = []
     with tempfile.TemporaryDirectory() as folder:
-        _worker(folder, {"size": asdict(size), "device": device}, threads)
+        worker(folder, {"size": asdict(size), "device": device}, threads)
         for repeat in range(repeats):
             order = tasks([p for p in parts if p != "growth" or repeat == 0], size)
             for task in order if repeat % 2 == 0 else reversed(order):
-                one = _worker(folder, asdict(replace(task, seed=repeat + 1, rollout_base=rollout_base)), threads)
+                one = worker(folder, asdict(replace(task, seed=repeat + 1, rollout_base=rollout_base)), threads)
                 found.append(one)
                 seconds = ", ".join(f"{s:.2f}" for s in one["seconds"])
                 print(
@@ -77,7 +77,8 @@ def compare(
     }
 
 
-def _worker(folder: str, what: dict[str, Any], threads: int | None) -> Measurement:
+def worker(folder: str, what: dict[str, Any], threads: int | None) -> Measurement:
+    """What `rlhf.benchmark.measure` returns for `what`, in a process of its own; raises ResourceError with its last line."""
     environment = os.environ | {"PYTHONPATH": str(REPO / "src"), "HF_HUB_OFFLINE": "1"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}

@@ -141,6 +141,11 @@ def main() -> None:
         device = "cuda" if what["device"] == "auto" and torch.cuda.is_available() else what["device"]
         work = make(folder, Size(**what["size"]), "cpu" if device == "auto" else device)
         found: dict[str, Any] = {"device": work.device}
+    elif "method" in what:
+        from rlhf.benchmark.stages import measure_stage
+
+        with contextlib.redirect_stdout(sys.stderr):
+            found = measure_stage(Workload.read(folder), what["method"])
     else:
         found = measure(Workload.read(folder), Task(**what))
     print(MARK + json.dumps(found), flush=True)

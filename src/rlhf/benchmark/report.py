@@ -95,6 +95,15 @@ def support_table(found: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def plan_table(found: dict[str, Any]) -> str:
+    """What `src/plan.py` tells beforehand, and what was measured."""
+    rows = [["peak in MB", "planned", "measured", "ratio", "with libraries: planned", "measured"]]
+    for method, one in found["methods"].items():
+        cells = [f"{one[key]:.0f}" for key in ("planned_mb", "measured_mb", "planned_peak_mb", "peak_mb")]
+        rows.append([method, *cells[:2], f"{one['ratio']:.2f}", *cells[2:]])
+    return grid(rows)
+
+
 def origin(report: dict[str, Any]) -> str:
     """The sentence under a table: where its numbers come from."""
     machine, versions = report["machine"], report["versions"]

@@ -8,20 +8,21 @@ from typing import Any
 
 from rlhf import record
 from rlhf.benchmark.compare import PARTS, compare
-from rlhf.benchmark.report import origin, support_table, table
+from rlhf.benchmark.report import origin, plan_table, support_table, table
+from rlhf.benchmark.stages import compare_plans
 from rlhf.benchmark.workload import SIZES, Size
 from rlhf.errors import ConfigError, nearest
 from rlhf.tables import between_markers
 
 
 def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str, str]) -> None:
-    """Runs `parts` (none: all but support), `changes` over the chosen size.
+    """Runs `parts` (none: all but plan and support), `changes` over the chosen size.
 
     Raises ConfigError, before anything is measured, when a key or value is unknown.
     """
     parts = parts or PARTS
     for part in parts:
-        _known("parts", part, (*PARTS, "support"))
+        _known("parts", part, (*PARTS, "plan", "support"))
     name = _known("size", own.get("size", "cpu"), tuple(SIZES))
     device = _known("device", own.get("device", "auto"), ("auto", "cpu", "cuda"))
     base = _known("rollout_base", own.get("rollout_base", "dense"), ("quantized", "dense"))
@@ -37,6 +38,9 @@ def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str
         report = compare(measured, size, device=device, repeats=repeats, threads=threads, rollout_base=base)
         mark = name if report["device"] == "cpu" else f"{name} on a GPU"
         _publish(folder / "report.json", report, table(report), page, mark)
+    if "plan" in parts:
+        found = compare_plans(size, device=device, threads=threads)
+        _publish(folder / "plan.json", found, plan_table(found), page, "plan")
     if "support" in parts:
         from rlhf.benchmark.support import compare_recipe
         from rlhf.stage import quiet
