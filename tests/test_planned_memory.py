@@ -9,7 +9,7 @@ from rlhf.args import config_class
 from rlhf.benchmark.report import plan_table
 from rlhf.benchmark.stages import compare_plans
 from rlhf.benchmark.workload import SIZES
-from rlhf.memory import CHUNK, DEFAULTS, ENTROPY_CHUNK, ROLES, Work, base_bytes, estimate, role_bytes
+from rlhf.memory import CHUNK, DEFAULTS, ENTROPY_CHUNK, ROLES, Work, base_bytes, estimate, role_bytes, scorer_bytes
 from rlhf.shape import read_shape, shape_of
 
 
@@ -88,7 +88,8 @@ def test_reward_models_are_counted(compose_stage):
     for reward, models in (("[runs/a/final,runs/b/final]", 2), ("function:support", 0), ("[runs/a/final,org/name]", 1)):
         stage = compose_stage("recipes=support/ppo", f"method.reward_model={reward}")
         roles = role_bytes(stage, shape_of(stage))
-        assert roles["reward"] == models * roles["value"] > 0 or not models, reward
+        assert roles["reward"] == models * roles["value"], reward
+    assert scorer_bytes("function:support", 1.0) == 0.0 and scorer_bytes("org/name", 1.0) is None
 
 
 def test_a_pass_is_as_wide_as_its_micro_batches(compose_stage):
