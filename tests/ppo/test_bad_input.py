@@ -1,13 +1,12 @@
 """Bad input to a PPO stage, by the overrides of a command line: exit code, message, and that nothing is lost."""
 
-import json
 import re
 import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_roles import broken, head_key
+from test_roles import broken, head_key, other_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.config import compose_config
@@ -63,15 +62,6 @@ def finished(workshop, tmp_path_factory):
     root = tmp_path_factory.mktemp("finished") / "runs"
     assert start(workshop, root) == (0, "")
     return root
-
-
-def other_tokenizer(workshop, folder):
-    folder = broken(workshop, folder, lambda config, tensors: None)
-    content = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["w10"], vocabulary["w11"] = vocabulary["w11"], vocabulary["w10"]
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return folder
 
 
 def other_base(workshop, folder):

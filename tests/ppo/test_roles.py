@@ -182,12 +182,18 @@ def test_a_reward_folder_that_does_not_fit_is_refused(workshop, tmp_path, messag
         shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
 
 
-def test_another_tokenizer_is_refused(workshop, tmp_path):
-    folder = broken(workshop, tmp_path, lambda c, t: None)
-    other = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = other["model"]["vocab"]
+def other_tokenizer(workshop, folder):
+    """A reward adapter whose tokenizer has the ids of two words exchanged."""
+    folder = broken(workshop, folder, lambda config, tensors: None)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
     vocabulary["w10"], vocabulary["w11"] = vocabulary["w11"], vocabulary["w10"]
-    (folder / "tokenizer.json").write_text(json.dumps(other))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_another_tokenizer_is_refused(workshop, tmp_path):
+    folder = other_tokenizer(workshop, tmp_path)
     with pytest.raises(ValueError, match="differs from the policy's in 2 tokens"):
         shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
 

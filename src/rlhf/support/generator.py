@@ -13,8 +13,8 @@ __all__ = ["demonstrations", "evaluation", "ideal_reply", "prompts", "rankings",
 # Demonstrations are right but curt, so that SFT learns the task and leaves something to prefer.
 DEMONSTRATED = {"ideal": 0.10, "partial": 0.20, "curt": 0.65, "defect": 0.05}
 # The base model meets every style, so that it knows the language and not the preference. Half of it defects, and a model of two
-# million parameters does not learn in two minutes which answer belongs to which question. Many
-# replies name the customer's item, because copying a word from the prompt has to be learned too.
+# million parameters does not learn in two minutes which answer belongs to which question. Many replies name
+# the customer's item, because copying a word from the prompt has to be learned too.
 PRETRAINED = {"ideal": 0.30, "partial": 0.30, "curt": 0.30, "defect": 0.10}
 # Web text does not know when to stop: most pretraining dialogues run on after the reply, which SFT unlearns.
 RUNS_ON = 0.6
