@@ -1,46 +1,147 @@
-"""Win rates with intervals: paired by prompt, ties a half, bootstrap over prompts."""
+"""Means over prompts and seeds with what they can and cannot tell apart: intervals, p-values, win rates, verdicts."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Judge = Callable[[int, str, str], float]
+# How far `first` is preferred to `second` as the reply to a prompt (by its index), 0 to 1; None abstains.
+Judge = Callable[[int, str, str], float | None]
+Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+POWER = 0.841621  # normal quantile of 80%: how surely the prompts that would settle it would settle it
+
+CALM = 0.85  # seeds that differ by less than this share of what their prompts explain count as alike; keeps coverage near 95%
 
 
 @dataclass(frozen=True)
-class WinRate:
-    """Share of prompts won, with a 95% interval and the raw counts."""
+class Estimate:
+    """A mean with its 95% interval and the two-sided p-value of `null`.
 
-    rate: float
+    The squared standard error is `prompt_variance / prompts + seed_variance`.
+    """
+
+    mean: float
     low: float
     high: float
+    null: float
+    p: float
+    prompts: int
+    prompt_variance: float
+    seed_variance: float
+
+
+@dataclass(frozen=True)
+class WinRate(Estimate):
+    """Share of prompts won; `wins`, `ties` and `losses` count prompts of all seeds."""
+
     wins: int
     ties: int
     losses: int
 
+    @property
+    def rate(self) -> float:
+        return self.mean
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Per prompt the preference for `ours`, shown first and shown second; None where the judge abstained."""
+
+    shown_first: list[float | None]
+    shown_second: list[float | None]
+
+    @property
+    def outcomes(self) -> list[float]:
+        """Mean of both orders; a prompt on which the judge abstained counts as a tie, so that silence favours nobody."""
+        return [0.5 if a is None or b is None else (a + b) / 2 for a, b in self._pairs()]
+
+    @property
+    def abstained(self) -> int:
+        return sum(a is None or b is None for a, b in self._pairs())
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of judged prompts whose winner changes with the order: 0 for a judge who reads, 1 for one who counts seats."""
+        judged = [(a - 0.5) * (b - 0.5) < 0 for a, b in self._pairs() if a is not None and b is not None]
+        return sum(judged) / len(judged) if judged else math.nan
+
+    def _pairs(self) -> list[tuple[float | None, float | None]]:
+        return list(zip(self.shown_first, self.shown_second, strict=True))
+
+
+def judged(judge: Judge, ours: Sequence[str], theirs: Sequence[str]) -> Judged:
+    """Ask the judge about each prompt in both orders; raises ValueError where an answer is not in 0..1."""
+    pairs = list(enumerate(zip(ours, theirs, strict=True)))
+    first = [_checked(i, judge(i, a, b)) for i, (a, b) in pairs]
+    second = [_checked(i, judge(i, b, a)) for i, (a, b) in pairs]
+    return Judged(first, [None if answer is None else 1.0 - answer for answer in second])
+
+
+def _checked(index: int, answer: float | None) -> float | None:
+    if answer is not None and not 0.0 <= answer <= 1.0:
+        raise ValueError(f"the judge answered {answer} on prompt {index}; allowed: 0 to 1, or None to abstain")
+    return answer
+
 
 def both_orders(judge: Judge, ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
     """Per prompt: the judge's preference for `ours` (1, 0.5 or 0), averaged over showing it first and second."""
-    pairs = enumerate(zip(ours, theirs, strict=True))
-    return [(judge(i, a, b) + 1.0 - judge(i, b, a)) / 2 for i, (a, b) in pairs]
+    return judged(judge, ours, theirs).outcomes
 
 
-def win_rate(outcomes: Sequence[float], seed: int = 0, resamples: int = 10_000) -> WinRate:
-    """Mean outcome with a percentile-bootstrap interval over prompts.
+def estimate(values: Outcomes, null: float = 0.0, seed: int = 0, resamples: int = 10_000) -> Estimate:
+    """The mean of `[prompts]` or `[seeds, prompts]`, the same prompts for every seed, for prompts and seeds nobody has seen.
+
+    Percentile bootstrap over prompts, each with its outcomes under all seeds; where seeds differ by more than their prompts
+    explain (a two-way layout without replication), their part is drawn from Student's t with `seeds - 1` degrees of
+    freedom in place of resampling: three seeds resampled as they are understate how seeds differ, and bring the prompts'
+    noise in twice. For intervals of a sum of a normal and a Student part see Howe 1974, JASA 69. With two seeds they cover
+    the truth less often than they say; three are enough.
+
+    Raises ValueError when there are no values or one of them is not a number.
+    """
+    table = np.atleast_2d(np.asarray(values, dtype=float))
+    if not table.size:
+        raise ValueError("no outcomes: a mean needs at least one prompt")
+    if not np.isfinite(table).all():
+        row, column = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(f"the outcome of seed {row}, prompt {column} is {table[row, column]}; allowed: numbers")
+    seeds, prompts = table.shape
+    per_prompt, rng = table.mean(axis=0), np.random.default_rng(seed)
+    mean = float(per_prompt.mean())
+    draws = per_prompt[rng.integers(0, prompts, size=(resamples, prompts))].mean(axis=1)
+    error, seed_variance = float(per_prompt.var()) / prompts, 0.0
+    if seeds > 1 and prompts > 1:
+        between = float(table.mean(axis=1).var(ddof=1)) / seeds
+        residual = table - table.mean(axis=1, keepdims=True) - per_prompt + mean
+        noise = float((residual**2).sum()) / ((seeds - 1) * (prompts - 1)) / prompts / seeds
+        if between > CALM * noise + 1e-15:  # more than rounding
+            seed_variance = max(0.0, between - noise)
+            kept = math.sqrt(max(0.0, error - noise) / error) if error else 0.0  # `between` holds the noise already
+            student = rng.normal(size=resamples) * np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, size=resamples))
+            draws = mean + kept * (draws - mean) + math.sqrt(between) * student
+    low, high = np.quantile(draws, [0.025, 0.975])
+    beyond = min((draws <= null).sum(), (draws >= null).sum())
+    p = min(1.0, 2 * (beyond + 1) / (resamples + 1))
+    if draws.min() == draws.max():  # all prompts agree, so the bootstrap has no spread: the sign test instead
+        p = 1.0 if mean == null else min(1.0, 2 * 0.5**prompts)
+    return Estimate(mean, float(low), float(high), null, float(p), prompts, float(per_prompt.var()), seed_variance)
+
+
+def win_rate(outcomes: Outcomes, seed: int = 0, resamples: int = 10_000) -> WinRate:
+    """`estimate` of outcomes in 0..1 against one half, its interval inside 0..1.
 
     Where all outcomes agree the bootstrap has no spread; Wilson's interval stands in (Wilson 1927).
     """
-    if not outcomes:
-        raise ValueError("no outcomes: a win rate needs at least one prompt")
+    found = estimate(outcomes, 0.5, seed, resamples)
+    low, high = max(0.0, found.low), min(1.0, found.high)
+    if found.low == found.high:
+        low, high = wilson(found.mean, found.prompts)
     values = np.asarray(outcomes, dtype=float)
-    draws = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    rate = float(values.mean())
-    if low == high:
-        low, high = wilson(rate, len(values))
-    count = [int((values == outcome).sum()) for outcome in (1.0, 0.0)]
-    return WinRate(rate, float(low), float(high), count[0], len(values) - sum(count), count[1])
+    wins, losses = int((values == 1.0).sum()), int((values == 0.0).sum())
+    return WinRate(
+        **(vars(found) | {"low": low, "high": high}), wins=wins, ties=values.size - wins - losses, losses=losses
+    )
 
 
 def wilson(rate: float, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -48,3 +149,42 @@ def wilson(rate: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values that stay valid when the smallest of several comparisons is looked at (Holm 1979)."""
+    adjusted, highest = {}, 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, p_values[name] * (len(p_values) - place)))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
+
+
+def prompts_to_settle(found: Estimate) -> int | None:
+    """Prompts at which a difference as large as the one seen would be found with 80% probability.
+
+    None where no number would do: nothing was seen, or seeds differ so much that more of them are needed.
+    """
+    error = math.sqrt(found.prompt_variance / found.prompts + found.seed_variance)
+    if not error:
+        return None
+    half_widths = (found.high - found.low) / 2 / error
+    spare = ((found.mean - found.null) / (half_widths + POWER)) ** 2 - found.seed_variance
+    return math.ceil(found.prompt_variance / spare) if spare > 1e-12 and found.prompt_variance else None
+
+
+def verdict(found: Estimate, ours: str, theirs: str, p: float | None = None) -> str:
+    """Who is better in words, by `p` (corrected for the other comparisons; default: that of `found` alone)."""
+    p = found.p if p is None else p
+    numbers = f"{found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, p = {p:.3g}"
+    if p < 0.05 and not found.low <= found.null <= found.high:
+        better, worse = (ours, theirs) if found.mean > found.null else (theirs, ours)
+        return f"{better} is better than {worse} ({numbers})"
+    enough = prompts_to_settle(found)
+    if enough is not None:
+        advice = f"about {max(enough, found.prompts + 1):,} prompts would settle a difference of this size"
+    elif found.seed_variance:
+        advice = "no number of prompts would settle it, because the seeds differ: train more of them"
+    else:
+        advice = "no difference was seen that more prompts could settle"
+    return f"{ours} and {theirs} are not distinguishable ({numbers}); {advice}"
