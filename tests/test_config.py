@@ -132,7 +132,7 @@ def test_each_key_has_a_sentence():
     train = (REPO / "conf/train.yaml").read_text().partition("\nhydra:")[0].splitlines()
     for number, line in enumerate(train):
         if re.match(r"^\s*\w+:( |$)", line) and not re.match(
-            r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|debug|source):$",
+            r"^(defaults|run|model|dataset|  splits|method|adapter|quantization|hardware|logging|evaluation|monitor|debug|source):$",
             line,
         ):
             assert train[number - 1].lstrip().startswith("#"), f"conf/train.yaml:{number + 1}: {line}"

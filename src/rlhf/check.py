@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf import expectations
 from rlhf.config import REPO, Stage, options
 from rlhf.errors import ConfigError, nearest
+from rlhf.evaluation import monitor
 from rlhf.ppo.rules import PREFIX, RULES
 
 ALLOWED = {
@@ -31,6 +32,7 @@ POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "data
 def check(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
     problems = [*_values(stage), *_combinations(stage), *_files(stage, planned), *expectations.problems(stage)]
+    problems += monitor.problems(stage.monitor)
     if problems:
         raise ConfigError("\n".join(problems))
 

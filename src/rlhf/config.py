@@ -123,6 +123,20 @@ class Evaluation:
 
 
 @dataclass
+class Rule:
+    level: str = MISSING
+    patience: int = MISSING
+    when: list[str] = MISSING
+    advice: str = MISSING
+
+
+@dataclass
+class Monitor:
+    window: int = 3  # defaults, because runs of before the monitor have none in their config.yaml
+    rules: dict[str, Rule] = field(default_factory=dict)
+
+
+@dataclass
 class Debug:
     max_steps: int | None = MISSING
     rows: int | None = MISSING
@@ -165,6 +179,7 @@ class Stage:
     hardware: Hardware = MISSING
     logging: Logging = MISSING
     evaluation: Evaluation = MISSING
+    monitor: Monitor = field(default_factory=Monitor)
     debug: Debug = MISSING
     source: Source = MISSING
     expect: dict[str, Expected] = MISSING
@@ -175,7 +190,7 @@ class Stage:
         return Path(self.run.root) / self.run.recipe / self.run.stage
 
 
-GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "debug")
+GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "monitor", "debug")
 
 # Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
 OPEN = (

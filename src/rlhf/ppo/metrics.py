@@ -1,5 +1,7 @@
 """Every number a PPO run logs, defined once: `docs/ppo_metrics.md` is what `python -m rlhf.ppo.metrics` prints."""
 
+from collections.abc import Hashable, Sequence
+
 METRICS: dict[str, str] = {
     "objective/kl": "KL from the reference in nats a reply: k1 summed over its tokens, mean over replies.",
     "objective/kl_k3": "The same KL by the k3 estimator, which is never negative.",
@@ -90,7 +92,7 @@ def distinct(replies: list[list[int]], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def repeated(replies: list[list[int]], n: int = 4) -> float:
+def repeated(replies: Sequence[Sequence[Hashable]], n: int = 4) -> float:
     """Fraction of n-grams that occurred before in the same reply; 0 when there is none."""
     total = seen = 0
     for reply in replies:
