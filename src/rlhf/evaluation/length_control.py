@@ -1,6 +1,6 @@
 """The win rate that would be left if replies were equally long (Dubois et al. 2024, arXiv:2404.04475)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def length_controlled(ours: Outcomes, lengths: Outcomes, their_lengths: Outcomes
     found = estimate((rate + influence).reshape(outcomes.shape), null=0.5, seed=seed)
     near = np.abs(difference) <= NEAR * np.maximum(own, other)
     return LengthControlled(
-        Estimate(**(vars(found) | {"low": max(0.0, found.low), "high": min(1.0, found.high)})),
+        replace(found, low=max(0.0, found.low), high=min(1.0, found.high)),
         overlap=float(min((difference > 0).mean(), (difference <= 0).mean())),
         matched=int(near.sum()),
         matched_rate=float(outcomes[near].mean()) if near.any() else float("nan"),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -139,9 +139,8 @@ def win_rate(outcomes: Outcomes, seed: int = 0, resamples: int = 10_000) -> WinR
         low, high = wilson(found.mean, found.prompts)
     values = np.asarray(outcomes, dtype=float)
     wins, losses = int((values == 1.0).sum()), int((values == 0.0).sum())
-    return WinRate(
-        **(vars(found) | {"low": low, "high": high}), wins=wins, ties=values.size - wins - losses, losses=losses
-    )
+    inside = vars(replace(found, low=low, high=high))
+    return WinRate(**inside, wins=wins, ties=values.size - wins - losses, losses=losses)
 
 
 def wilson(rate: float, n: int, z: float = 1.959964) -> tuple[float, float]:
