@@ -3,6 +3,7 @@
 import pytest
 from planted import HACKS, simulate
 
+from rlhf.check import check
 from rlhf.config import Monitor as Settings
 from rlhf.config import Rule, compose_config, to_stage
 from rlhf.errors import ConfigError
@@ -126,8 +127,8 @@ def test_a_rule_alerts_once_and_again_only_after_a_pause():
 
 def test_lines_without_a_signal_and_values_that_are_no_number_change_nothing():
     monitor = Monitor(Settings(window=3, rules={"kl": Rule("stop", 1, ["kl > 10"], "less")}))
-    nothing = ({}, {"eval_runtime": 3.0}, {"objective/kl_k3": float("nan")}, {"length/mean": 5.0})
-    assert [monitor.update(i, metrics) for i, metrics in enumerate(nothing)] == [[], [], [], []]
+    nothing = ({}, {"eval_runtime": 3.0}, {"objective/kl_k3": float("nan")}, {"length/mean": 5.0}, {"length/mean": 6.0})
+    assert [monitor.update(i, metrics) for i, metrics in enumerate(nothing)] == [[]] * 5
     assert [a.rule for a in monitor.update(9, {"objective/kl_k3": 30.0})] == ["kl"]
 
 
@@ -146,9 +147,11 @@ def test_lines_without_a_signal_and_values_that_are_no_number_change_nothing():
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override, message):
-    with pytest.raises(ConfigError) as caught:
-        Monitor(to_stage(compose_config([override])).monitor)
-    assert message in str(caught.value)
+    stage = to_stage(compose_config([override]))
+    for refuse in (lambda: Monitor(stage.monitor), lambda: check(stage, planned=["base"])):
+        with pytest.raises(ConfigError) as caught:
+            refuse()
+        assert message in str(caught.value)
 
 
 def test_rules_can_be_changed_and_switched_off_from_the_command_line():
@@ -195,7 +198,7 @@ def test_dpo_chosen_fall_is_a_share_of_what_the_reference_gives():
 def test_spearman_by_hand():
     assert spearman([1, 2, 3, 4], [10, 20, 15, 40]) == pytest.approx(0.8)
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1) and spearman([1, 1, 1], [1, 2, 3]) == 0.0
-    assert spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1)
+    assert spearman([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.948683)
 
 
 def test_the_most_suspicious_replies_are_paid_and_bad():
