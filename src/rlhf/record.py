@@ -22,8 +22,8 @@ from rlhf.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "hydra-core")
 COMPLETE = "complete"  # written into a checkpoint after everything else: without it the checkpoint does not count
-# keys that change where and how loudly a stage runs and what it is compared with, but not its result
-PLACEMENT = ("run", "logging", "source", "expect")
+# keys that change where and how loudly a stage runs, what it is compared with and what stops it, but not its result
+PLACEMENT = ("run", "logging", "source", "expect", "monitor")
 
 
 def is_main() -> bool:
