@@ -95,9 +95,19 @@ def _ordered(edges: dict[str, list[str]], recipe: str) -> list[str]:
 
 
 def run(plan: Plan) -> int:
-    """Run what is missing or stale, skip what is finished; returns the exit code of the first stage that fails, or 0."""
-    check_repositories(stage for name in plan.order if record.state(stage := plan.stage(name)) != "finished")
-    for name in plan.order:
+    """Run what is missing or stale and report; returns the exit code of the first stage that fails, or 0."""
+    code = run_stages(plan, plan.order)
+    stages = [plan.stage(name) for name in plan.order]
+    if not code and any((stage.path / "samples.jsonl").exists() for stage in stages):
+        run = stages[0].run
+        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"root={run.root}"])
+    return code
+
+
+def run_stages(plan: Plan, names: Sequence[str]) -> int:
+    """Run those of a plan's stages that are missing or stale, in order; returns the exit code of the first that fails, or 0."""
+    check_repositories(stage for name in names if record.state(stage := plan.stage(name)) != "finished")
+    for name in names:
         stage = plan.stage(name)
         now = "stale" if stage.run.overwrite else record.state(stage)
         shown = " ".join(plan.command(name))
@@ -113,10 +123,6 @@ def run(plan: Plan) -> int:
         if code:
             print(f"{plan.recipe}/{name} failed with exit code {code}: {shown}", file=sys.stderr)
             return code
-    stages = [plan.stage(name) for name in plan.order]
-    if any((stage.path / "samples.jsonl").exists() for stage in stages):
-        run = stages[0].run
-        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"root={run.root}"])
     return 0
 
 

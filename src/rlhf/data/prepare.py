@@ -105,12 +105,20 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     test: list[dict[str, Any]] = []
     if splits.test is not None and stage.evaluation.prompts and stage.method.name != "reward":
         ledgers["test"] = Ledger()
-        test = list(_tokens(stage, splits.test, asking, _prompts, ledgers["test"], limit=stage.evaluation.prompts))
+        test = test_prompts(stage, asking, ledgers["test"])
     train = built["train"]
     assert train is not None
     return Prepared(
         train, built["eval"], test, {k: v.report() for k, v in ledgers.items()}, _show(stage, renderer, train)
     )
+
+
+def test_prompts(stage: Stage, asking: Renderer, ledger: Ledger | None = None) -> list[Tokens]:
+    """The first `evaluation.prompts` prompts of the test split, which nobody trained on."""
+    split = stage.dataset.splits.test
+    if split is None:
+        return []
+    return list(_tokens(stage, split, asking, _prompts, ledger or Ledger(), limit=stage.evaluation.prompts))
 
 
 def _tokens(

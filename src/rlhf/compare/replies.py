@@ -1,0 +1,169 @@
+"""What each checkpoint says: a reply to every test prompt, sampled at temperature 1, with its KL, length, proxy and gold score.
+
+Every policy draws with the same random numbers, and what was drawn once is kept, so that a report is made again without a model.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf import record
+from rlhf.compare.trials import Comparison, Trial
+from rlhf.config import Stage
+from rlhf.errors import DataError, GuardStop
+from rlhf.evaluation.metrics import Sample
+
+Score = Callable[[Sequence[Sample]], list[float]]
+KEPT = ("prompt", "prompt_ids", "facts", "reply", "ids", "length", "ended")
+POOL = 16  # samples of the SFT model to each prompt that best-of-n draws from
+
+
+class Replies:
+    """The replies of a comparison, on disk in `<folder>/replies/`; `gold` scores a list of samples with prompt, facts and ids."""
+
+    def __init__(self, comparison: Comparison, gold_name: str, load_gold: Callable[[Stage, Any], Score]) -> None:
+        self.comparison, self.gold_name, self.load_gold = comparison, gold_name, load_gold
+        self.folder = comparison.folder / "replies"
+        self.stage: Stage = comparison.plan.stage(comparison.stages["ppo"])
+
+    def of(self, trial: Trial, step: int) -> list[Sample]:
+        return _read(self._file(trial, step))
+
+    def pool(self, seed: int) -> list[Sample]:
+        """`prompts * (POOL + seeds)` samples of the SFT model, prompt by prompt, scored by the reward model of `seed`."""
+        return _read(self.folder / f"sft-seed{seed}.jsonl")
+
+    def make(self, trials: Sequence[Trial]) -> None:
+        """Draw and score what is missing; raises DataError without test prompts, GuardStop for a score that is not a number."""
+        wanted = [t for t in trials if t.arm != "reward" and any(not self._is_there(t, s) for s, _ in t.checkpoints())]
+        pools = [seed for seed in self.comparison.seeds if not self._pool_is_there(seed)]
+        if not wanted and not pools:
+            return
+        from rlhf.data.prepare import test_prompts
+        from rlhf.models.tokenizer import prompt_renderer, saved_tokenizer
+        from rlhf.stage import quiet, return_freed_memory
+
+        quiet()
+        return_freed_memory()
+        start = Path(str(self.stage.method.start_from))
+        self.tokenizer = saved_tokenizer(start)
+        self.rows = test_prompts(self.stage, prompt_renderer(self.stage, self.tokenizer))
+        if len(self.rows) < 20:
+            raise DataError(
+                f"dataset.splits.test={self.stage.dataset.splits.test}: {len(self.rows)} prompts are too few for an interval\n"
+                "  fix: a larger split, or evaluation.prompts=200"
+            )
+        self.gold = self.load_gold(self.stage, self.tokenizer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if pools:
+            print(f"replies of sft  ({POOL + len(self.comparison.seeds)} to each prompt)", flush=True)
+            self._draw_pools(pools, start)
+        for count, trial in enumerate(wanted, 1):
+            print(f"replies of {trial.name}  ({count} of {len(wanted)})", flush=True)
+            self._draw(trial, start)
+
+    def _draw_pools(self, seeds: Sequence[int], start: Path) -> None:
+        from rlhf.evaluation.evaluate import answer
+
+        roles, _ = self._roles({"policy": start}, None)
+        rows = [row for row in self.rows for _ in range(POOL + len(self.comparison.seeds))]
+        drawn = answer(self.stage, self.tokenizer, roles["policy"], [row["input_ids"] for row in rows], temperature=1.0)
+        samples = self._with_prompts(drawn, rows)
+        golds = self.gold(samples)
+        for seed in seeds:
+            _, proxy = self._roles({}, seed)
+            _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, proxy(samples))
+
+    def _draw(self, trial: Trial, start: Path) -> None:
+        from rlhf.evaluation.evaluate import answer, reply_kl
+
+        missing = {f"step{step}": folder for step, folder in trial.checkpoints() if not self._is_there(trial, step)}
+        together = self.stage.adapter.name != "none"  # adapters share a base, whole models would not fit side by side
+        prompts = [row["input_ids"] for row in self.rows]
+        for group in [missing] if together else [{name: folder} for name, folder in missing.items()]:
+            roles, proxy = self._roles(group | {"reference": start}, trial.seed)
+            for name in group:
+                drawn = answer(self.stage, self.tokenizer, roles[name], prompts, temperature=1.0)
+                samples = self._with_prompts(drawn, self.rows)
+                ids = [s["ids"] for s in samples]
+                kls = reply_kl(self.stage, self.tokenizer, roles[name], roles["reference"], prompts, ids)
+                file = self._file(trial, int(name.removeprefix("step")))
+                _write(file, self._key(trial, trial.seed), trial.name, samples, self.gold(samples), proxy(samples), kls)
+
+    def _roles(self, folders: dict[str, Path], seed: int | None) -> tuple[dict[str, Any], Score]:
+        """Policies by name, and who scores replies as PPO's reward does with this seed."""
+        from rlhf.models.policies import load_roles, scorer
+
+        if seed is None:
+            return load_roles(self.stage, self.tokenizer, folders), lambda samples: []
+        source = self._reward(seed)
+        roles = load_roles(self.stage, self.tokenizer, folders, reward=Path(source))
+        score = scorer(self.stage, self.tokenizer, roles["reward"])
+        return roles, lambda rows: score([s["prompt_ids"] for s in rows], [s["ids"] for s in rows], []).tolist()
+
+    def _reward(self, seed: int) -> str:
+        """The weights that score the replies of this seed."""
+        return self.comparison.trial("ppo", self.comparison.settings["ppo"][0], seed).stage.method.reward_models[0]
+
+    def _with_prompts(self, drawn: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> list[Sample]:
+        return [
+            {"prompt": row["prompt"], "prompt_ids": row["input_ids"], "facts": json.loads(row["facts"])} | sample
+            for sample, row in zip(drawn, rows, strict=True)
+        ]
+
+    def _file(self, trial: Trial, step: int) -> Path:
+        return self.folder / f"{trial.name}-step{step}.jsonl"
+
+    def _is_there(self, trial: Trial, step: int) -> bool:
+        return _key_of(self._file(trial, step)) == self._key(trial, trial.seed)
+
+    def _pool_is_there(self, seed: int) -> bool:
+        return _key_of(self.folder / f"sft-seed{seed}.jsonl") == self._key(None, seed)
+
+    def _key(self, trial: Trial | None, seed: int) -> str:
+        """What the replies in a file follow from: the weights, the reward model, the prompts and how they were asked."""
+        stage = self.stage
+        chain = [
+            Path(str(stage.method.start_from)),
+            Path(self._reward(seed)),
+            *([trial.path / "final"] if trial else []),
+        ]
+        weights = [record.read_run(folder.parent).get("id") or str(folder) for folder in chain]
+        asked = (stage.dataset.path, stage.dataset.options, stage.dataset.splits.test, vars(stage.evaluation))
+        parts = (weights, asked, POOL + len(self.comparison.seeds), self.gold_name)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write(
+    file: Path,
+    key: str,
+    name: str,
+    samples: Sequence[Sample],
+    golds: Sequence[float],
+    proxies: Sequence[float],
+    kls: Sequence[float] | None = None,
+) -> None:
+    lines = [json.dumps({"key": key})]
+    for index, (sample, gold, proxy) in enumerate(zip(samples, golds, proxies, strict=True)):
+        scores = {"kl": kls[index] if kls else 0.0, "gold": gold, "proxy": proxy}
+        for what, value in scores.items():
+            if not math.isfinite(value):
+                raise GuardStop(f"{name}: the {what} of reply {index} is {value}; the finished trials are kept")
+        lines.append(json.dumps({k: sample[k] for k in KEPT} | scores, ensure_ascii=False))
+    partial = file.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(file)
+
+
+def _key_of(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    with file.open() as lines:
+        return json.loads(lines.readline())["key"]
+
+
+def _read(file: Path) -> list[Sample]:
+    return [json.loads(line) for line in file.read_text().splitlines()[1:]]

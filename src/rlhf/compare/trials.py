@@ -1,0 +1,247 @@
+"""The trials of a comparison: one for each arm, setting and seed, from the same start, on the same pairs; run where they are missing."""
+
+import ctypes
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf import record
+from rlhf.config import REPO, Stage, compose_config, needs, to_stage
+from rlhf.errors import ConfigError
+from rlhf.pipeline import Plan, run_stages
+
+KNOBS = {"dpo": "beta", "ppo": "kl_coef"}  # what holds each arm near the SFT model
+FACTORS = (1 / 3, 1.0, 3.0)
+STOPPED = 4  # exit code of a trial that a guard stopped: its checkpoints count
+# the part of a dataset that decides which pairs a reward model and DPO see
+PAIRS = ("path", "subset", "revision", "columns", "format", "options", "system", "max_length", "max_prompt_length")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: an arm (`dpo`, `ppo`, or `reward` for the model that PPO's replies are scored by), a setting and a seed."""
+
+    arm: str
+    setting: float | None
+    seed: int
+    stage: Stage
+    overrides: list[str]
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.arm, *([f"{self.setting:g}"] if self.setting is not None else []), f"seed{self.seed}"])
+
+    @property
+    def path(self) -> Path:
+        return self.stage.path
+
+    @property
+    def state(self) -> str:
+        """As `record.state`, and `stopped` where a guard ended it."""
+        now = record.state(self.stage)
+        return "stopped" if now == "resumable" and record.read_run(self.path).get("status") == "stopped" else now
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Steps and folders of the weights it left, oldest first; the last is what a user of the trial would load."""
+        found = {int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if record.is_complete(p)}
+        final = self.path / "final"
+        if final.is_dir():
+            from rlhf.evaluation.evaluate import last_step
+
+            found[max([last_step(self.path), *found])] = final
+        return sorted(found.items())
+
+
+class Comparison:
+    """What is compared, worked out and checked before anything runs.
+
+    Raises ConfigError for a recipe without both arms, for arms that start from other weights or learn from other pairs, and
+    for seeds or settings that are too few.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        overrides: Sequence[str],
+        seeds: Sequence[int] = (1, 2, 3),
+        settings: dict[str, Sequence[float]] | None = None,
+        name: str = "compare",
+    ) -> None:
+        for override in overrides:
+            key = override.lstrip("+~").partition("=")[0]
+            if key in ("seed", "dpo.seed", "ppo.seed", "reward.seed"):
+                raise ConfigError(f"{override}: a comparison has several seeds\n  fix: seeds=[1,2,3]")
+        if len(set(seeds)) < 2:
+            raise ConfigError(
+                f"seeds={list(seeds)}: without a second seed nobody knows how much of a difference is chance\n  fix: seeds=[1,2,3]"
+            )
+        self.recipe, self.name, self.seeds = recipe, name, sorted(set(seeds))
+        self.plan = Plan(recipe, overrides)
+        if not re.fullmatch(r"[\w-]+", name) or name in self.plan.order:
+            raise ConfigError(f"name={name} must be a folder name that no stage of {recipe} has\n  fix: name=compare")
+        self.stages = self._arms()
+        self.folder = self.plan.stage(self.stages["dpo"]).path.parent / name
+        self.settings = {arm: self._settings(arm, (settings or {}).get(arm)) for arm in KNOBS}
+        if len(self.settings["dpo"]) != len(self.settings["ppo"]):
+            raise ConfigError(
+                f"beta={self.settings['dpo']} and kl_coef={self.settings['ppo']}: both arms get the same number of trials"
+            )
+        self._check_shared()
+
+    def _arms(self) -> dict[str, str]:
+        """The stage of each role: dpo and ppo, and reward if PPO reads a reward stage."""
+        found: dict[str, str] = {}
+        for arm in KNOBS:
+            stages = [name for name in self.plan.order if self.plan.stage(name).method.name == arm]
+            if len(stages) != 1:
+                raise ConfigError(
+                    f"recipe={self.recipe} has {len(stages)} stages of method={arm}; a comparison needs one of dpo and one of ppo"
+                )
+            found[arm] = stages[0]
+        needed = needs(self.plan.configs[found["ppo"]])
+        rewards = [name for name in needed if self.plan.stage(name).method.name == "reward"]
+        return found | ({"reward": rewards[0]} if rewards else {})
+
+    @property
+    def shared(self) -> list[str]:
+        """The stages that every trial builds on, in order."""
+        return [name for name in self.plan.order if name not in self.stages.values()]
+
+    def _settings(self, arm: str, given: Sequence[float] | None) -> list[float]:
+        own = self.plan.stage(self.stages[arm]).method.args.get(KNOBS[arm])
+        if given is None:
+            if not own:
+                raise ConfigError(f"{KNOBS[arm]}={own} has no neighbours to try\n  fix: {KNOBS[arm]}=[0.05,0.1,0.2]")
+            given = [float(f"{own * factor:.1g}") if factor != 1 else float(own) for factor in FACTORS]
+        if not given or not all(math.isfinite(value) and value >= 0 for value in given):
+            raise ConfigError(f"{KNOBS[arm]}={list(given)}: settings are numbers from 0 upwards")
+        return sorted(set(given))
+
+    def _check_shared(self) -> None:
+        stages = {role: self.plan.stage(name) for role, name in self.stages.items()}
+        problems = []
+        for key, read in SAME.items():
+            values = {role: read(stage) for role, stage in stages.items()}
+            if len({str(value) for value in values.values()}) > 1:
+                problems.append(f"{key} differs: " + ", ".join(f"{role} {value}" for role, value in values.items()))
+        if "reward" in stages:
+            for key in (*PAIRS, "splits.train"):
+                ours, theirs = (_pair_key(stages[role], key) for role in ("reward", "dpo"))
+                if ours != theirs:
+                    problems.append(f"dataset.{key} differs, so the pairs do: reward {ours}, dpo {theirs}")
+        if problems:
+            raise ConfigError(
+                f"recipe={self.recipe}: the arms can't be compared\n" + "\n".join(f"  {p}" for p in problems[:4])
+            )
+
+    def trial(self, arm: str, setting: float | None, seed: int) -> Trial:
+        """The trial in this comparison's folder, or the recipe's own run of the same inputs if there is none yet."""
+        stage = self.stages[arm]
+        common = [*self.plan.overrides[stage], f"seed={seed}"]
+        if setting is not None:
+            common.append(f"method.args.{KNOBS[arm]}={setting:g}")
+        if arm == "ppo" and "reward" in self.stages:
+            common.append(f"method.reward_model={self.trial('reward', None, seed).path}/final")
+        if arm != "reward":
+            common.append("method.args.save_total_limit=null")  # every checkpoint is a point of the frontier
+        found = Trial(arm, setting, seed, to_stage(compose_config([f"recipes={self.recipe}/{stage}", *common])), common)
+        own = [*common, f"run.stage={self.name}/{found.name}"]
+        apart = Trial(arm, setting, seed, to_stage(compose_config([f"recipes={self.recipe}/{stage}", *own])), own)
+        return found if not record.read_run(apart.path) and found.state == "finished" else apart
+
+    def trials(self) -> list[Trial]:
+        """Reward models first, since PPO waits for them; then the arms in turn, so that a sweep cut short has both."""
+        rewards = [self.trial("reward", None, seed) for seed in self.seeds] if "reward" in self.stages else []
+        places = range(len(self.settings["dpo"]))
+        return rewards + [
+            self.trial(arm, self.settings[arm][place], seed) for seed in self.seeds for place in places for arm in KNOBS
+        ]
+
+    def run(self, jobs: int) -> list[tuple[Trial, str]]:
+        """Run what is missing or stale, `jobs` at a time; returns the trials that failed and why. Those that are done stay."""
+        code = run_stages(self.plan, self.shared)
+        if code:
+            sys.exit(code)
+        trials = self.trials()  # only now is it known which weights they start from
+        todo = [trial for trial in trials if trial.state not in ("finished", "stopped")]
+        print(f"{len(trials)} trials, {len(trials) - len(todo)} finished", flush=True)
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        began, rewards, results = time.time(), {}, {}
+        with ThreadPoolExecutor(jobs) as pool:
+            for trial in todo:
+                waits = rewards.get(trial.seed) if trial.arm == "ppo" else None
+                results[trial.name] = pool.submit(self._start, trial, jobs, waits)
+                if trial.arm == "reward":
+                    rewards[trial.seed] = results[trial.name]
+            failed = []
+            for done, trial in enumerate(todo, 1):
+                code = results[trial.name].result()
+                if code in (75, 130):
+                    pool.shutdown(cancel_futures=True)
+                    sys.exit(code)
+                words = {0: "finished", STOPPED: "stopped by a guard"}.get(code, f"failed with exit code {code}")
+                if code and (code != STOPPED or not trial.checkpoints()):
+                    failed.append((trial, self._why(trial, words)))
+                print(f"{done:3d} of {len(todo)}  {trial.name} {words}  {time.time() - began:.0f} s", flush=True)
+        return failed
+
+    def _start(self, trial: Trial, jobs: int, waits: "Future[int] | None") -> int:
+        if waits is not None and waits.result():
+            return 1  # its reward model failed
+        command = ["src/train.py", f"recipes={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
+        if record.state(trial.stage) == "stale":
+            command.append("run.overwrite=true")
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        with self._log(trial).open("a") as log:
+            log.write(f"$ python {' '.join(command)}\n")
+            log.flush()
+            return subprocess.run(
+                [sys.executable, str(REPO / command[0]), *command[1:]],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": threads},
+                preexec_fn=_die_with_parent,
+                check=False,
+            ).returncode
+
+    def _log(self, trial: Trial) -> Path:
+        return self.folder / "logs" / f"{trial.name}.log"
+
+    def _why(self, trial: Trial, words: str) -> str:
+        lines = self._log(trial).read_text().splitlines() if self._log(trial).exists() else []
+        error = next((line for line in reversed(lines) if line.startswith("error: ")), "")
+        return f"{words}; {error.removeprefix('error: ') or 'see'} ({self._log(trial)})"
+
+
+SAME = {
+    "model.path": lambda stage: stage.model.path,
+    "model.revision": lambda stage: stage.model.revision,
+    "quantization": lambda stage: asdict(stage.quantization),
+    "method.start_from": lambda stage: stage.method.start_from,
+}
+
+
+def _pair_key(stage: Stage, key: str) -> object:
+    return stage.dataset.splits.train if key == "splits.train" else getattr(stage.dataset, key)
+
+
+def _die_with_parent() -> None:
+    """A killed comparison leaves no trial behind that writes where the next one does; its checkpoints are complete or absent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def parallel(stage: Stage) -> int:
+    """How many trials fit at once: on the CPU one a core within the memory that is free, on a GPU one."""
+    if stage.hardware.device != "cpu":
+        return 1
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return max(1, min(os.cpu_count() or 1, int(free / stage.hardware.memory_gb)))
