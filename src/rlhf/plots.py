@@ -1,6 +1,8 @@
-"""Curves of one run as PNG, readable without colour."""
+"""Curves and intervals as PNG, readable without colour."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ CURVES = {
     "reward.png": ("reward of the replies", (("objective/scores", "reward model"), ("objective/rlhf_reward", "after the KL penalty"))),
     "kl.png": ("KL to the reference, nats a reply", (("objective/kl", "policy"),)),
 }  # fmt: skip
-STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "d"))
+# line, marker and a colour; the colours differ in lightness, so that a print in black and white keeps them apart
+STYLES = (("--", "s", "#c8741a"), ("-", "o", "#12305f"), (":", "^", "#4d8f6d"), ("-.", "D", "#000000"))
+Interval = tuple[float, float, float]  # a mean and the ends of its interval
 
 
 def curves(path: Path) -> list[Path]:
@@ -35,41 +39,60 @@ def curves(path: Path) -> list[Path]:
 
 def draw(file: Path, series: dict[str, list[tuple[float, float]]], x: str, y: str) -> Path:
     """One figure with a line a series, labelled axes and a legend."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6, 3.6), dpi=120, layout="constrained")
-    for (title, points), (line, marker) in zip(series.items(), STYLES, strict=False):
-        every = max(1, len(points) // 12)
-        axes.plot(*zip(*points, strict=True), line, marker=marker, markevery=every, markersize=4, label=title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file)
-    plt.close(figure)
+    with picture(file, (6, 3.6)) as (_, axes):
+        for (title, points), (line, marker, colour) in zip(series.items(), STYLES, strict=False):
+            every = max(1, len(points) // 12)
+            axes.plot(
+                *zip(*points, strict=True), line, marker=marker, color=colour, markevery=every, markersize=4, label=title
+            )
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(alpha=0.3)
+        axes.legend()
     return file
 
 
-def _pyplot() -> Any:
+def intervals(
+    file: Path,
+    series: dict[str, dict[str, Interval]],
+    x: str,
+    rates: bool = False,
+    styles: Sequence[tuple[str, str, str]] = (("", "o", "#000000"), ("", "v", "#555555")),
+) -> Path:
+    """A row a name, in it a marker and its 95% interval for each series that has the name; `rates` shows 0 to 1 and one half."""
+    rows = list(dict.fromkeys(name for values in series.values() for name in values))
+    with picture(file, (6, 1.3 + len(rows) * (0.22 + 0.2 * len(series)))) as (figure, axes):
+        for place, ((title, values), (_, marker, colour)) in enumerate(zip(series.items(), styles, strict=False)):
+            offset = 0.75 * ((place + 0.5) / len(series) - 0.5)
+            at = [rows.index(name) + offset for name in values]
+            mean, low, high = zip(*values.values(), strict=True)
+            ends = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
+            fill = colour if place % 2 == 0 else "white"
+            axes.errorbar(mean, at, xerr=ends, fmt=marker, color=colour, mfc=fill, markersize=6, capsize=3, label=title)
+        if rates:
+            axes.axvline(0.5, linestyle="--", color="gray", label="no difference")
+            axes.set_xlim(0, 1)
+        for edge in range(1, len(rows)):
+            axes.axhline(edge - 0.5, color="#dddddd", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x)
+        figure.legend(loc="outside upper center", ncols=min(4, len(series) + rates))
+    return file
+
+
+@contextmanager
+def picture(file: Path, size: tuple[float, float], **grid: Any) -> Iterator[tuple[Any, Any]]:
+    """The figure and axes of `plt.subplots(**grid)`, of a size in inches; saved when the block ends without an error."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt
-
-
-def intervals(file: Path, rates: dict[str, tuple[float, float, float]]) -> Path:
-    """Win rates with their 95% intervals, and the line at one half."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(5, 1.2 + 0.5 * len(rates)), dpi=120, layout="constrained")
-    for row, (rate, low, high) in enumerate(rates.values()):
-        axes.errorbar(rate, row, xerr=[[rate - low], [high - rate]], fmt="o", color="black", capsize=4)
-    axes.axvline(0.5, linestyle="--", color="gray", label="no difference")
-    axes.set_yticks(range(len(rates)), list(rates))
-    axes.set_ylim(-0.5, len(rates) - 0.5)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("win rate against SFT, 95% interval")
-    axes.legend(loc="upper left", fontsize=8)
-    figure.savefig(file)
-    plt.close(figure)
-    return file
+    # a page 6 inches wide shows this text at its size, a phone at two thirds of it
+    with plt.rc_context({"font.size": 12, "legend.fontsize": 11, "xtick.labelsize": 11, "ytick.labelsize": 11}):
+        figure, axes = plt.subplots(figsize=size, dpi=160, layout="constrained", **grid)
+        try:
+            yield figure, axes
+            figure.savefig(file)
+        finally:
+            plt.close(figure)

@@ -52,9 +52,8 @@ def report(folder: Path) -> str:
     if policies:
         from rlhf.plots import intervals
 
-        intervals(
-            folder / "win_rates.png", {n: (found[n]["win_rate_vs_sft"], *found[n]["win_rate_ci"]) for n in policies}
-        )
+        rates = {n: (found[n]["win_rate_vs_sft"], *found[n]["win_rate_ci"]) for n in policies}
+        intervals(folder / "win_rates.png", {"against SFT": rates}, x="win rate against SFT, 95% interval", rates=True)
     table = _table(found, list(_order(samples)), rewards)
     if apart:
         table += f"\n\n{', '.join(apart)}: asked other prompts, so not in the table"

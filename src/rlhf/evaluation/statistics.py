@@ -172,11 +172,16 @@ def prompts_to_settle(found: Estimate) -> int | None:
     return math.ceil(found.prompt_variance / spare) if spare > 1e-12 and found.prompt_variance else None
 
 
+def told_apart(low: float, high: float, p: float, null: float = 0.5) -> bool:
+    """Whether a mean differs from `null`: by its 95% interval and by a p-value that may be corrected for other comparisons."""
+    return p < 0.05 and not low <= null <= high
+
+
 def verdict(found: Estimate, ours: str, theirs: str, p: float | None = None) -> str:
     """Who is better in words, by `p` (corrected for the other comparisons; default: that of `found` alone)."""
     p = found.p if p is None else p
     numbers = f"{found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, p = {p:.3g}"
-    if p < 0.05 and not found.low <= found.null <= found.high:
+    if told_apart(found.low, found.high, p, found.null):
         better, worse = (ours, theirs) if found.mean > found.null else (theirs, ours)
         return f"{better} is better than {worse} ({numbers})"
     enough = prompts_to_settle(found)

@@ -1,0 +1,156 @@
+"""What a comparison's numbers support and what they do not, as one paragraph."""
+
+from collections import Counter
+from typing import Any
+
+from rlhf.compare.figures import named, trained
+from rlhf.evaluation.statistics import told_apart
+
+Row = dict[str, Any]
+OVER = 0.97  # the last checkpoint over the best one: below it the arm was trained past its peak
+EXTRAPOLATED = 0.1  # overlap in length below which a rate at equal length is a guess
+
+
+def conclusion(report: Row) -> str:
+    """One paragraph; each claim holds for these numbers only, and says so."""
+    arms = trained(report)
+    pair = next((row for row in report["win_rates"] if {row["first"], row["second"]} == {"dpo", "ppo"}), None)
+    parts = _who_wins(pair, len(report["win_rates"]))
+    if pair is not None:
+        parts += _equal_kl(report, _winner(pair))
+    parts += [_over(arm, report["overoptimization"].get(arm) or {}) for arm in arms]
+    parts += _costs(report)
+    parts += _alerts(report["alerts"], report["failed"])
+    return " ".join(parts + _scope(report))
+
+
+def _winner(pair: Row) -> str | None:
+    if pair["rate"] is None or not told_apart(pair["low"], pair["high"], pair["p_corrected"]):
+        return None
+    return pair["first"] if pair["rate"] > 0.5 else pair["second"]
+
+
+def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
+    if pair is None or pair["rate"] is None:
+        return ["PPO and DPO were not judged against each other, so nothing here says which is better."]
+    winner = _winner(pair)
+    first = winner or pair["first"]
+    second = pair["second"] if first == pair["first"] else pair["first"]
+    rate, low, high = _for(first, pair, pair)
+    numbers = f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} comparisons"
+    if winner:
+        said = [f"{named(first)} is preferred to {named(second)}: it wins {rate:.1%} of the prompts ({numbers})."]
+    else:
+        said = [
+            f"These data do not tell {named(first)} and {named(second)} apart: {named(first)} wins {rate:.1%} of the "
+            f"prompts ({numbers}).",
+            f"About {pair['prompts_to_settle']:,} prompts would settle a difference of this size."
+            if pair["prompts_to_settle"]
+            else "More prompts alone would not settle it.",
+        ]
+    return said + _equal_length(first, winner, pair)
+
+
+def _for(policy: str, pair: Row, found: Row) -> tuple[float, float, float]:
+    """Rate and interval from the side of `policy`."""
+    values = found["rate"], found["low"], found["high"]
+    return values if policy == pair["first"] else (1 - values[0], 1 - values[2], 1 - values[1])
+
+
+def _equal_length(policy: str, winner: str | None, pair: Row) -> list[str]:
+    found = pair.get("length_controlled") or {}
+    if found.get("rate") is None:
+        return ["Whether length explains it was not measured."]
+    rate, low, high = _for(policy, pair, found)
+    numbers = f"{rate:.1%}, {low:.1%} to {high:.1%}"
+    if winner:
+        if low > 0.5:
+            said = f"At equal length of the replies its margin survives ({numbers})."
+        elif high < 0.5:
+            said = f"At equal length of the replies the preference is reversed ({numbers}): its margin is length."
+        else:
+            said = f"At equal length of the replies its margin is not established ({numbers}, which includes one half)."
+    elif low > 0.5 or high < 0.5:
+        said = f"At equal length of the replies {named(policy)} would win {numbers}: length hides a difference."
+    else:
+        said = f"Equal length of the replies does not change that ({numbers})."
+    if found["overlap"] is not None and found["overlap"] < EXTRAPOLATED:
+        said += f" Hardly any replies overlap in length (overlap {found['overlap']:.2f}), so this rate is extrapolated."
+    return [said]
+
+
+def _equal_kl(report: Row, winner: str | None) -> list[str]:
+    rows = [row for row in report["equal_kl"] if row["low"] is not None and row["high"] is not None]
+    if not rows:
+        note = report.get("equal_kl_note") or "no KL was reached by both arms"
+        return [f"They could not be compared at equal KL: {note.rstrip('.')}."]
+    above = {"ppo": sum(row["low"] > 0 for row in rows), "dpo": sum(row["high"] < 0 for row in rows)}
+    kls = [row["kl"] for row in rows]
+    where = f"At equal KL from SFT ({len(rows)} points from {min(kls):.2g} to {max(kls):.2g} nats a reply)"
+    if not any(above.values()):
+        said = f"{where} the 95% interval of the difference in true preference includes 0 everywhere"
+        return [said + ("; the margin may come from how far each arm moved." if winner else ".")]
+    counts = ", ".join(f"that of {named(arm)} at {count}" for arm, count in above.items())
+    said = f"{where} true preference is higher beyond the 95% interval at this many points: {counts}."
+    if winner:
+        other = "dpo" if winner == "ppo" else "ppo"
+        said += " The margin survives there." if above[winner] and not above[other] else " The margin does not survive there."
+    return [said]
+
+
+def _over(arm: str, found: Row) -> str:
+    law, kept = found.get("law"), found.get("last_over_peak")
+    signs = []
+    if kept is not None and kept < OVER and found["gold_peak"] > 0:  # a share of a score below 0 says nothing
+        signs.append(
+            f"its last checkpoint keeps {kept:.0%} of the true preference that it had at KL {found['kl_at_peak']:.2g}"
+        )
+    if law and law["peak_kl"] is not None and law["peak_kl"] < law["furthest_kl"]:
+        signs.append(
+            f"the fitted law turns down at KL {law['peak_kl']:.2g}, inside the data, which reach {law['furthest_kl']:.2g}"
+        )
+    if signs:
+        return f"{named(arm)} was over-optimized: {' and '.join(signs)}."
+    if kept is None and not law:
+        why = found.get("law_note") or "it has too few checkpoints"
+        return f"Whether {named(arm)} was over-optimized cannot be told: {why.rstrip('.')}."
+    return f"{named(arm)} shows no over-optimization as far as it was trained."
+
+
+def _costs(report: Row) -> list[str]:
+    seconds = {row["arm"]: row["seconds_a_trial"] for row in report["costs"]}
+    said = []
+    if seconds.get("ppo") and seconds.get("dpo"):
+        slow, fast = sorted(("ppo", "dpo"), key=lambda arm: -seconds[arm])
+        said.append(
+            f"A trial of {named(slow)} took {seconds[slow] / seconds[fast]:.1f} times as long as one of {named(fast)} "
+            f"({seconds[slow]:,.0f} s against {seconds[fast]:,.0f} s)."
+        )
+    if report.get("dpo_with_ppo_time"):
+        said.append(f"With PPO's time: {report['dpo_with_ppo_time'].rstrip('.')}.")
+    return said
+
+
+def _alerts(alerts: list[Row], failed: list[Row]) -> list[str]:
+    said = "The monitor of reward hacking raised no alert."
+    if alerts:
+        levels = " and ".join(f"{n} {level}" for level, n in sorted(Counter(a["level"] for a in alerts).items()))
+        rules, trials = sorted({a["rule"] for a in alerts}), len({a["trial"] for a in alerts})
+        said = f"The monitor of reward hacking raised {levels} in {_count(trials, 'trial')} ({', '.join(rules)})."
+    return [said] + ([f"{_count(len(failed), 'trial')} failed and could not count."] if failed else [])
+
+
+def _scope(report: Row) -> list[str]:
+    setup = report["setup"]
+    seeds, said = len(setup["seeds"]), []
+    if seeds < 3:
+        said.append("With fewer than 3 seeds the intervals are narrower than they should be.")
+    said.append(
+        f"All this rests on {_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of `{report['recipe']}`, judged by "
+        f"{setup['judge']} at temperature {setup['temperature']:g}; it says nothing about other models, data, judges or settings."
+    )
+    return said
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
