@@ -76,8 +76,16 @@ def intervals(
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(x)
-        figure.legend(loc="outside upper center", ncols=min(4, len(series) + rates))
+        legend(figure, [axes], columns=4)
     return file
+
+
+def legend(figure: Any, axes: Sequence[Any], columns: int) -> None:
+    """One for all axes, outside of them so that it covers nothing; what has intervals comes first."""
+    found = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+    order = sorted(found, key=lambda label: not hasattr(found[label], "has_yerr"))
+    handles = [found[label] for label in order]
+    figure.legend(handles, order, loc="outside upper center", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
 
 @contextmanager

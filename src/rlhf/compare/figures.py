@@ -1,18 +1,20 @@
 """The pictures of a comparison, drawn from its report alone: labelled axes with units, 95% intervals, readable without colour."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf.compare.overoptimization import Law
-from rlhf.plots import STYLES, intervals, picture
+from rlhf.plots import STYLES, intervals, legend, picture
 
 Row = dict[str, Any]
 ORDER = ("dpo", "ppo", "best-of", "sft")  # which of STYLES a policy has in every picture
 DISTANCE = "square root of KL from SFT, sqrt(nats a reply)"
 BAR = {"capsize": 2.5, "elinewidth": 1, "markersize": 6.5}
+SEED = {"alpha": 0.3, "markersize": 3.5, "markeredgewidth": 0}
+HATCHES = ("//", "xx", "..", "")
 
 
 def draw(folder: Path, report: Row) -> dict[str, Path]:
@@ -40,61 +42,51 @@ def frontier(file: Path, report: Row) -> None:
     with picture(file, (6, 6.2)) as (figure, axes):
         for arm in trained(report):
             line, marker, colour = _style(arm)
-            key = report["setup"]["arms"].get(arm, {}).get("key", "setting").rpartition(".")[2]
             mine = [row for row in rows if row["arm"] == arm]
-            axes.plot(*_points(mine), marker, color=colour, alpha=0.25, markersize=3.5, markeredgewidth=0)
-            for setting, fill in _fills(mine, colour):
-                points = _means([row for row in mine if row["setting"] == setting])
-                label = f"{named(arm)}, {key} {setting:g}"
+            axes.plot(*_points(mine), marker, color=colour, **SEED)
+            for label, points, fill in _settings(report, arm, mine):
                 _errorbar(axes, points, fmt=line + marker, color=colour, mfc=fill, linewidth=1.2, label=label)
+        start = _means([row for row in rows if row["arm"] == "sft"])
         pool = _means([row for row in rows if row["arm"] == "best-of-n"])
         if pool:
-            line, marker, colour = _style("best-of-n")
-            _errorbar(axes, pool, fmt=line + marker, color=colour, mfc="white", linewidth=1.2, label="best-of-n")
-        start = _means([row for row in rows if row["arm"] == "sft"])
+            line, marker, colour = _style("best-of-n")  # best of one sample is SFT itself, so the curve begins there
+            _errorbar(axes, start + pool, fmt=line + marker, color=colour, mfc="white", linewidth=1.2, label="best-of-n")
         if start:
             axes.axhline(start[0]["gold"], color="gray", linewidth=0.8, linestyle=":")
             _errorbar(axes, start, fmt="D", color="black", label="SFT")
         chosen = report["setup"].get("chosen") or {}
         picked = [r for r in _means(rows) if _at(r) == _at(chosen.get(r["arm"]) or {})]
         if picked:
-            axes.plot(*_points(picked), "o", mfc="none", mec="black", markersize=15, label="chosen for the win rates")
+            axes.plot(*_points(picked), "o", mfc="none", mec="black", markersize=15, label="chosen checkpoint")
         axes.set(xlabel=DISTANCE, ylabel="true preference score (points)")
         axes.grid(alpha=0.3)
-        figure.legend(loc="outside upper center", ncols=2)
+        legend(figure, [axes], columns=3)
 
 
 def overoptimization(file: Path, report: Row) -> None:
     """Per trained arm what the proxy and the gold gain over SFT while KL grows, and the law fitted to the gold."""
     rows = _measured(report, "kl", "gold", "proxy")
     start = {row["seed"]: row for row in rows if row["arm"] == "sft"}
-    gains = [
-        row | {name: row[name] - start[row["seed"]][name] for name in ("gold", "proxy")}
-        for row in rows
-        if row["seed"] in start
-    ]
+    gains = [_gain(row, start[row["seed"]]) for row in rows if row["seed"] in start]
     arms = [arm for arm in trained(report) if any(row["arm"] == arm for row in gains)]
     if not arms:
         return
-    with picture(file, (6, 6), nrows=2, ncols=len(arms), sharex="col", sharey="row", squeeze=False) as (figure, grid):
+    with picture(file, (6, 6), nrows=2, ncols=len(arms), sharex=True, sharey="row", squeeze=False) as (figure, grid):
         for column, arm in zip(grid.T, arms, strict=True):
             _, marker, colour = _style(arm)
             mine = [row for row in gains if row["arm"] == arm]
             for axes, value in zip(column, ("proxy", "gold"), strict=True):
                 axes.axhline(0, color="gray", linewidth=0.8)
-                axes.plot(*_points(mine, value), marker, color=colour, alpha=0.25, markersize=3.5, markeredgewidth=0)
-                for setting, fill in _fills(mine, colour):
-                    points = _points(_means([row for row in mine if row["setting"] == setting]), value)
-                    axes.plot(*points, marker, color=colour, mfc=fill, markersize=6.5)
+                axes.plot(*_points(mine, value), marker, color=colour, **SEED)
+                for label, points, fill in _settings(report, arm, mine):
+                    _errorbar(axes, points, value, fmt=marker, color=colour, mfc=fill, label=label)
                 axes.grid(alpha=0.3)
             _draw_law(column, report["overoptimization"].get(arm, {}).get("law"))
             column[0].set_title(named(arm))
         grid[0, 0].set_ylabel("proxy, gain over SFT\n(reward model's points)")
         grid[1, 0].set_ylabel("gold, gain over SFT\n(true preference points)")
         figure.supxlabel(DISTANCE, fontsize=12)
-        labels = {label: handle for axes in grid[1] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        if labels:
-            figure.legend(labels.values(), labels, loc="outside upper center", ncols=2)
+        legend(figure, grid[1], columns=3)
 
 
 def win_rates(file: Path, report: Row) -> None:
@@ -123,38 +115,27 @@ def behaviours(file: Path, report: Row) -> None:
 
 
 def costs(file: Path, report: Row) -> None:
-    """Time and tokens by arm, each bar with its number."""
+    """Time and tokens by arm, a number at each bar."""
     rows = report["costs"]
     if not rows:
         return
-    panels: list[tuple[str, list[tuple[str, str, Callable[[Row], float]]]]] = [
-        ("time a trial (seconds)", [("", "//", lambda row: row["seconds_a_trial"] or 0)]),
-        ("time of all trials (minutes)", [("", "//", lambda row: (row["seconds_all"] or 0) / 60)]),
-        (
-            "tokens of all trials (millions)",
-            [
-                ("generated", "", lambda row: (row["tokens_generated"] or 0) / 1e6),
-                ("trained on", "xx", lambda row: (row["tokens_trained"] or 0) / 1e6),
-            ],
-        ),
-    ]
-    height = 1.9 + len(rows) * 1.25
-    ratios = {"height_ratios": [len(bars) + 0.4 for _, bars in panels]}
-    with picture(file, (6, height), nrows=len(panels), gridspec_kw=ratios) as (_, grid):
-        for axes, (label, bars) in zip(grid, panels, strict=True):
-            for place, (title, hatch, value) in enumerate(bars):
-                width = 0.8 / len(bars)
-                at = np.arange(len(rows)) + width * (place - (len(bars) - 1) / 2)
-                drawn = axes.barh(
-                    at, [value(row) for row in rows], width, color="#d9d9d9", edgecolor="black", hatch=hatch, label=title
-                )
-                axes.bar_label(drawn, fmt="{:,.3g}" if "million" in label else "{:,.0f}", padding=4, fontsize=11)
+    panels = (
+        ("time a trial (seconds)", "seconds_a_trial", 1),
+        ("time of all trials (minutes)", "seconds_all", 60),
+        ("tokens generated (millions)", "tokens_generated", 1e6),
+        ("tokens trained on (millions)", "tokens_trained", 1e6),
+    )
+    with picture(file, (6, 1.6 + len(rows) * 0.7), nrows=2, ncols=2, sharey=True) as (_, grid):
+        for axes, (label, key, unit) in zip(grid.flat, panels, strict=True):
+            values = [(row[key] or 0) / unit for row in rows]
+            hatches = [HATCHES[_place(row["arm"])] for row in rows]
+            bars = axes.barh(range(len(rows)), values, 0.7, color="#dddddd", edgecolor="black", hatch=hatches)
+            axes.bar_label(bars, fmt="{:,.3g}" if unit > 60 else "{:,.0f}", padding=4, fontsize=11)
             axes.set_yticks(range(len(rows)), [named(row["arm"]) for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.margins(x=0.15)
+            axes.margins(x=0.3)
+            axes.locator_params(axis="x", nbins=4)
             axes.set_xlabel(label)
-            if len(bars) > 1:
-                axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def trained(report: Row) -> list[str]:
@@ -196,29 +177,41 @@ def _means(rows: list[Row]) -> list[Row]:
     return sorted(means, key=lambda row: row["kl"])
 
 
-def _fills(rows: list[Row], colour: str) -> list[tuple[float, Any]]:
-    """Each setting with what its markers are filled with: from white for the smallest to the arm's colour for the largest."""
+def _settings(report: Row, arm: str, rows: list[Row]) -> list[tuple[str, list[Row], Any]]:
+    """Each setting's label, means, and fill of its markers: white for the smallest to the arm's colour for the largest."""
     from matplotlib.colors import to_rgb
 
+    key = report["setup"]["arms"].get(arm, {}).get("key", "setting").rpartition(".")[2]
     settings = sorted({row["setting"] for row in rows})
     shares = np.linspace(0, 1, len(settings)) if len(settings) > 1 else [1.0]
-    return [(s, tuple(1 - share * (1 - c) for c in to_rgb(colour))) for s, share in zip(settings, shares, strict=True)]
+    return [
+        (
+            f"{named(arm)}, {key} {setting:g}",
+            _means([row for row in rows if row["setting"] == setting]),
+            tuple(1 - share * (1 - part) for part in to_rgb(_style(arm)[2])),
+        )
+        for setting, share in zip(settings, shares, strict=True)
+    ]
 
 
 def _points(rows: list[Row], value: str = "gold") -> tuple[list[float], list[float]]:
     return [max(row["kl"], 0.0) ** 0.5 for row in rows], [row[value] for row in rows]  # a sampled KL may be below 0
 
 
-def _errorbar(axes: Any, rows: list[Row], **look: Any) -> None:
-    x, y = _points(rows)
-    ends = zip(*(_interval(row, "gold") for row in rows), strict=True)
-    mean, low, high = (np.array(end) for end in ends)
-    axes.errorbar(x, y, yerr=[mean - low, high - mean], **BAR, **look)
+def _errorbar(axes: Any, rows: list[Row], value: str = "gold", **look: Any) -> None:
+    mean, low, high = np.array([_interval(row, value) for row in rows]).T
+    axes.errorbar(*_points(rows, value), yerr=[mean - low, high - mean], **BAR, **look)
+
+
+def _gain(row: Row, start: Row) -> Row:
+    """Gold with its interval and proxy, counted from those of SFT with the same seed; SFT's own noise is left out."""
+    base = {"gold": start["gold"], "gold_low": start["gold"], "gold_high": start["gold"], "proxy": start["proxy"]}
+    return row | {name: row[name] - base[name] for name in base if row[name] is not None}
 
 
 def _interval(row: Row, name: str) -> tuple[float, float, float]:
-    """A mean and its interval; without one, as with a single prompt, both ends are the mean."""
-    prefix = "gold_" if f"{name}_low" in row else ""
+    """A mean and its interval; where there is none, as of a proxy, both ends are the mean."""
+    prefix = f"{name}_" if "kl" in row else ""  # a checkpoint's row has more than one mean
     low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
     return row[name], row[name] if low is None else low, row[name] if high is None else high
 

@@ -8,6 +8,7 @@ from rlhf.evaluation.statistics import told_apart
 
 Row = dict[str, Any]
 OVER = 0.97  # the last checkpoint over the best one: below it the arm was trained past its peak
+LEVELS = {"warn": "warning"}
 EXTRAPOLATED = 0.1  # overlap in length below which a rate at equal length is a guess
 
 
@@ -39,11 +40,11 @@ def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
     rate, low, high = _for(first, pair, pair)
     numbers = f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} comparisons"
     if winner:
-        said = [f"{named(first)} is preferred to {named(second)}: it wins {rate:.1%} of the prompts ({numbers})."]
+        said = [f"{named(first)} is preferred to {named(second)}: its win rate is {rate:.1%} ({numbers})."]
     else:
         said = [
-            f"These data do not tell {named(first)} and {named(second)} apart: {named(first)} wins {rate:.1%} of the "
-            f"prompts ({numbers}).",
+            f"These data do not tell {named(first)} and {named(second)} apart: the win rate of "
+            f"{named(first)} is {rate:.1%} ({numbers}).",
             f"About {pair['prompts_to_settle']:,} prompts would settle a difference of this size."
             if pair["prompts_to_settle"]
             else "More prompts alone would not settle it.",
@@ -90,8 +91,8 @@ def _equal_kl(report: Row, winner: str | None) -> list[str]:
     if not any(above.values()):
         said = f"{where} the 95% interval of the difference in true preference includes 0 everywhere"
         return [said + ("; the margin may come from how far each arm moved." if winner else ".")]
-    counts = ", ".join(f"that of {named(arm)} at {count}" for arm, count in above.items())
-    said = f"{where} true preference is higher beyond the 95% interval at this many points: {counts}."
+    counts = " and ".join(f"for {named(arm)} at {count}" for arm, count in above.items())
+    said = f"{where} the 95% interval of the difference in true preference speaks {counts}."
     if winner:
         other = "dpo" if winner == "ppo" else "ppo"
         said += " The margin survives there." if above[winner] and not above[other] else " The margin does not survive there."
@@ -134,7 +135,8 @@ def _costs(report: Row) -> list[str]:
 def _alerts(alerts: list[Row], failed: list[Row]) -> list[str]:
     said = "The monitor of reward hacking raised no alert."
     if alerts:
-        levels = " and ".join(f"{n} {level}" for level, n in sorted(Counter(a["level"] for a in alerts).items()))
+        counts = Counter(alert["level"] for alert in alerts)
+        levels = " and ".join(_count(counts[level], LEVELS.get(level, level)) for level in sorted(counts))
         rules, trials = sorted({a["rule"] for a in alerts}), len({a["trial"] for a in alerts})
         said = f"The monitor of reward hacking raised {levels} in {_count(trials, 'trial')} ({', '.join(rules)})."
     return [said] + ([f"{_count(len(failed), 'trial')} failed and could not count."] if failed else [])
