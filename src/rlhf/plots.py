@@ -13,7 +13,7 @@ CURVES = {
     "kl.png": ("KL to the reference, nats a reply", (("objective/kl", "policy"),)),
 }  # fmt: skip
 # line, marker and a colour; the colours differ in lightness, so that a print in black and white keeps them apart
-STYLES = (("--", "s", "#c8741a"), ("-", "o", "#12305f"), (":", "^", "#4d8f6d"), ("-.", "D", "#000000"))
+STYLES = (("--", "s", "#e08e2b"), ("-", "o", "#12305f"), (":", "^", "#3b7a5a"), ("-.", "D", "#000000"))
 Interval = tuple[float, float, float]  # a mean and the ends of its interval
 
 
@@ -43,7 +43,13 @@ def draw(file: Path, series: dict[str, list[tuple[float, float]]], x: str, y: st
         for (title, points), (line, marker, colour) in zip(series.items(), STYLES, strict=False):
             every = max(1, len(points) // 12)
             axes.plot(
-                *zip(*points, strict=True), line, marker=marker, color=colour, markevery=every, markersize=4, label=title
+                *zip(*points, strict=True),
+                line,
+                marker=marker,
+                color=colour,
+                markevery=every,
+                markersize=4,
+                label=title,
             )
         axes.set(xlabel=x, ylabel=y)
         axes.grid(alpha=0.3)

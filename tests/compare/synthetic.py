@@ -108,7 +108,9 @@ def synthetic_report() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(rng: np.random.Generator, arm: str, setting: Any, seed: int, step: int, kl: float, gain: float) -> dict[str, Any]:
+def _row(
+    rng: np.random.Generator, arm: str, setting: Any, seed: int, step: int, kl: float, gain: float
+) -> dict[str, Any]:
     gold = 1.7 + gain
     return {
         "arm": arm, "setting": setting, "seed": seed, "step": step, "kl": kl, "kl_error": 0.03 * kl, "gold": gold,
@@ -117,7 +119,9 @@ def _row(rng: np.random.Generator, arm: str, setting: Any, seed: int, step: int,
     }  # fmt: skip
 
 
-def _pair(first: str, second: str, rate: float, low: float, high: float, p: float, equal: tuple[float, ...]) -> dict[str, Any]:
+def _pair(
+    first: str, second: str, rate: float, low: float, high: float, p: float, equal: tuple[float, ...]
+) -> dict[str, Any]:
     settled = p < 0.05
     better, worse = (first, second) if rate > 0.5 else (second, first)
     verdict = f"({rate:.3f}, 95% interval {low:.3f} to {high:.3f}, p = {p:.3g})"

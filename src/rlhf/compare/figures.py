@@ -30,8 +30,8 @@ def draw(folder: Path, report: Row) -> dict[str, Path]:
 
 
 def named(policy: str) -> str:
-    """How a policy is written for people: `PPO` for ppo, best-of-16 as it is."""
-    return policy.upper() if policy.isalpha() else policy
+    """How a policy is written for people: PPO for ppo; anything else as it is."""
+    return policy.upper() if policy in ORDER else policy
 
 
 def frontier(file: Path, report: Row) -> None:
@@ -50,7 +50,9 @@ def frontier(file: Path, report: Row) -> None:
         pool = _means([row for row in rows if row["arm"] == "best-of-n"])
         if pool:
             line, marker, colour = _style("best-of-n")  # best of one sample is SFT itself, so the curve begins there
-            _errorbar(axes, start + pool, fmt=line + marker, color=colour, mfc="white", linewidth=1.2, label="best-of-n")
+            _errorbar(
+                axes, start + pool, fmt=line + marker, color=colour, mfc="white", linewidth=1.2, label="best-of-n"
+            )
         if start:
             axes.axhline(start[0]["gold"], color="gray", linewidth=0.8, linestyle=":")
             _errorbar(axes, start, fmt="D", color="black", label="SFT")

@@ -38,7 +38,9 @@ def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
     first = winner or pair["first"]
     second = pair["second"] if first == pair["first"] else pair["first"]
     rate, low, high = _for(first, pair, pair)
-    numbers = f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} comparisons"
+    numbers = (
+        f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} comparisons"
+    )
     if winner:
         said = [f"{named(first)} is preferred to {named(second)}: its win rate is {rate:.1%} ({numbers})."]
     else:
@@ -95,7 +97,11 @@ def _equal_kl(report: Row, winner: str | None) -> list[str]:
     said = f"{where} the 95% interval of the difference in true preference speaks {counts}."
     if winner:
         other = "dpo" if winner == "ppo" else "ppo"
-        said += " The margin survives there." if above[winner] and not above[other] else " The margin does not survive there."
+        said += (
+            " The margin survives there."
+            if above[winner] and not above[other]
+            else " The margin does not survive there."
+        )
     return [said]
 
 
@@ -148,7 +154,7 @@ def _scope(report: Row) -> list[str]:
     if seeds < 3:
         said.append("With fewer than 3 seeds the intervals are narrower than they should be.")
     said.append(
-        f"All this rests on {_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of `{report['recipe']}`, judged by "
+        f"All this rests on {_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of {report['recipe']}, judged by "
         f"{setup['judge']} at temperature {setup['temperature']:g}; it says nothing about other models, data, judges or settings."
     )
     return said
