@@ -8,7 +8,7 @@ from rlhf import expectations
 from rlhf.config import REPO, Stage, options
 from rlhf.errors import ConfigError, nearest
 from rlhf.evaluation import monitor
-from rlhf.ppo.rules import PREFIX, RULES
+from rlhf.ppo.rules import PREFIX, unknown_rule
 
 ALLOWED = {
     "method.name": ("sft", "reward", "dpo", "ppo"),
@@ -135,12 +135,7 @@ def _rewards(stage: Stage) -> list[str]:
             f"method.reward_model={stage.method.reward_model}: ppo needs somebody who scores replies\n"
             "  fix: method.reward_model=<folder or hub id>, function:<name>, or a list of those"
         ]
-    names = [value.removeprefix(PREFIX) for value in given if value.startswith(PREFIX)]
-    return [
-        f"method.reward_model={PREFIX}{name} is not a function{nearest(name, RULES)}\n  allowed: {', '.join(RULES)}"
-        for name in names
-        if name not in RULES
-    ]
+    return [wrong for value in given if (wrong := unknown_rule(value, "method.reward_model"))]
 
 
 def _files(stage: Stage, planned: Sequence[str]) -> list[str]:

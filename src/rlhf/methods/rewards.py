@@ -1,5 +1,6 @@
-"""What `method.reward_model` names: told apart and checked before any weight is loaded, then loaded as scorers."""
+"""What `method.reward_model` names, or a judge: told apart and checked before any weight is loaded, then loaded as scorers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,11 +8,11 @@ from typing import Any, Literal
 from rlhf.config import Stage
 from rlhf.errors import ConfigError, nearest
 from rlhf.models.load import load_base, placement
-from rlhf.ppo.rules import PREFIX, RULES
+from rlhf.ppo.rules import PREFIX, RULES, unknown_rule
 from rlhf.ppo.scoring import FunctionScorer, TextScorer
 from rlhf.ppo.shared import CONFIG, check_tokenizer, plain_4bit_kernels, read_adapter_config
 
-KEY = "method.reward_model"
+KEY, LABEL = "method.reward_model", "method.reward_label="
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ def named_rewards(stage: Stage, tokenizer: Any, rows: Any) -> list[Named]:
         ConfigError, ValueError: something that is not there, does not fit the base, or has several labels and none
             chosen; a rule on rows that lack what it reads.
     """
-    found = [_named(stage, source, tokenizer, rows) for source in stage.method.reward_models]
     label = stage.method.reward_label
+    found = [named_reward(source, stage, tokenizer, label) for source in stage.method.reward_models]
+    for reward in found:
+        check_columns(reward, rows, stage.dataset.path)
     if label is not None and not any(reward.kind == "text" for reward in found):
         raise ConfigError(
             f"method.reward_label={label}, but no reward model of this run has labels\n  fix: method.reward_label=null"
@@ -42,28 +45,39 @@ def named_rewards(stage: Stage, tokenizer: Any, rows: Any) -> list[Named]:
     return found
 
 
-def _named(stage: Stage, source: str, tokenizer: Any, rows: Any) -> Named:
+def check_columns(reward: Named, rows: Mapping[str, Sequence[str | None]], where: str, key: str = KEY) -> None:
+    """Refuse rows that lack what a rule reads."""
+    if reward.kind != "function":
+        return
+    column = RULES[reward.source.removeprefix(PREFIX)].reads
+    if any(value in ("", "null", None) for value in rows[column]):
+        raise ConfigError(
+            f"{key}={reward.source} compares with `{column}`, which rows of {where} lack\n"
+            "  fix: dataset.columns with a completion or messages, or another reward"
+        )
+
+
+def named_reward(
+    source: str, stage: Stage, tokenizer: Any, label: str | None, key: str = KEY, label_key: str = LABEL
+) -> Named:
+    """What one name stands for; messages call it `key`, and write `label_key` before a label."""
     if source.startswith(PREFIX):
-        column = RULES[source.removeprefix(PREFIX)].reads
-        if any(value in ("", "null", None) for value in rows[column]):
-            raise ConfigError(
-                f"{KEY}={source} compares with `{column}`, which rows of {stage.dataset.path} lack\n"
-                "  fix: dataset.columns with a completion or messages, or another reward"
-            )
+        if wrong := unknown_rule(source, key):
+            raise ConfigError(wrong)
         return Named(source, "function")
     if (Path(source) / CONFIG).is_file():
         if stage.adapter.name == "none":
             raise ConfigError(
-                f"{KEY}={source} holds an adapter, which needs a shared base\n"
+                f"{key}={source} holds an adapter, which needs a shared base\n"
                 "  fix: adapter=lora, or a reward model trained with adapter=none"
             )
-        read_adapter_config(Path(source), stage.model.path, KEY)
-        check_tokenizer(Path(source), tokenizer, KEY)
+        read_adapter_config(Path(source), stage.model.path, key)
+        check_tokenizer(Path(source), tokenizer, key)
         return Named(source, "adapter")
-    return _classifier(stage, source, tokenizer)
+    return _classifier(source, tokenizer, label, key, label_key)
 
 
-def _classifier(stage: Stage, source: str, tokenizer: Any) -> Named:
+def _classifier(source: str, tokenizer: Any, chosen: str | None, key: str, label_key: str) -> Named:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -71,25 +85,22 @@ def _classifier(stage: Stage, source: str, tokenizer: Any) -> Named:
         own: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{KEY}={source} can't be read: {str(error).splitlines()[0][:300]}\n"
+            f"{key}={source} can't be read: {str(error).splitlines()[0][:300]}\n"
             f"  allowed: a folder with {CONFIG}, a sequence classifier with its tokenizer, {PREFIX}<name>"
         ) from error
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ConfigError(
-            f"{KEY}={source} is a {', '.join(kinds) or 'model without a head'}, which does not score\n"
+            f"{key}={source} is a {', '.join(kinds) or 'model without a head'}, which does not score\n"
             "  fix: a model for sequence classification, such as the `final` folder of a reward stage"
         )
-    labels, chosen = {str(name): int(index) for index, name in config.id2label.items()}, stage.method.reward_label
+    labels = {str(name): int(index) for index, name in config.id2label.items()}
     if len(labels) > 1 and chosen not in labels:
-        what = (
-            "none is chosen"
-            if chosen is None
-            else f"method.reward_label={chosen} is none of them{nearest(chosen, labels)}"
-        )
+        wrong = f"{label_key}{chosen} is none of them{nearest(chosen, labels)}"
+        what = "none is chosen" if chosen is None else wrong
         raise ConfigError(
-            f"{KEY}={source} has {len(labels)} labels ({', '.join(list(labels)[:20])}) and {what}\n"
-            f"  fix: method.reward_label={next(reversed(labels))}"
+            f"{key}={source} has {len(labels)} labels ({', '.join(list(labels)[:20])}) and {what}\n"
+            f"  fix: {label_key}{next(reversed(labels))}"
         )
     same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
     if len(labels) == 1 and same:

@@ -12,7 +12,7 @@ from rlhf.errors import ConfigError, nearest
 from rlhf.models.load import load_base, load_lora
 from rlhf.ppo.roles import Role, disable_dropout
 from rlhf.ppo.scoring import RoleScorer
-from rlhf.ppo.shared import load_adapter, read_adapter_config
+from rlhf.ppo.shared import load_adapter, read_adapter_config, reward_head
 
 
 def load_roles(
@@ -57,9 +57,7 @@ def load_roles(
     for name, folder in (dict(folders) | ({"reward": reward} if reward else {})).items():
         head = None
         if name in heads:
-            from rlhf.ppo.roles import ScalarHead
-
-            head = ScalarHead.of_size(base.config.get_text_config().hidden_size, heads[name], base.device)
+            head = reward_head(heads[name], base, f"reward = {folder}")
         roles[name] = Role(name, base, peft=peft, adapter=name if folder else None, head=head)
     return roles
 

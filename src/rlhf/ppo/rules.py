@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.errors import nearest
+
 PREFIX = "function:"
 
 Texts = Sequence[str]
@@ -31,6 +33,14 @@ def rule(reads: str) -> Callable[[Any], Any]:
         return function
 
     return register
+
+
+def unknown_rule(name: str, key: str) -> str | None:
+    """What is wrong with `key=function:<rule>`, if no rule has that name."""
+    rule = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX) or rule in RULES:
+        return None
+    return f"{key}={name} is not a function{nearest(rule, RULES)}\n  allowed: {', '.join(RULES)}"
 
 
 @rule(reads="reference")

@@ -92,20 +92,24 @@ def _add_reward(peft: Any, base: Any, tokenizer: Any, folder: Path, index: int) 
     config.task_type = "CAUSAL_LM"
     peft.add_adapter(name, config)
     weight = load_adapter(peft, name, folder)
+    head = reward_head(weight, base, f"reward_start = {folder}")
+    head.requires_grad_(False)
+    return Role("reward", base, peft=peft, adapter=name, head=head)
+
+
+def reward_head(weight: Tensor | None, base: Any, what: str) -> ScalarHead:
+    """The head that `load_adapter` found; raises ValueError when there is none, or one of several labels."""
     hidden_size = base.config.get_text_config().hidden_size
     if weight is None:
         raise ValueError(
-            f"reward_start = {folder}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward model "
+            f"{what}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward model "
             "(or its head was not saved); train one with task_type=SEQ_CLS, which saves the head"
         )
     if tuple(weight.shape) != (1, hidden_size):
         raise ValueError(
-            f"reward_start = {folder}: the `score` head has shape {tuple(weight.shape)}, wanted (1, {hidden_size}): "
-            "one label on this base"
+            f"{what}: the `score` head has shape {tuple(weight.shape)}, wanted (1, {hidden_size}): one label on this base"
         )
-    head = ScalarHead.of_size(hidden_size, weight, base.device)
-    head.requires_grad_(False)
-    return Role("reward", base, peft=peft, adapter=name, head=head)
+    return ScalarHead.of_size(hidden_size, weight, base.device)
 
 
 def read_adapter_config(folder: Path, base: str | None, key: str) -> Any:
