@@ -46,7 +46,7 @@ def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
         sample |= {"prompt": row["prompt"], "facts": json.loads(row["facts"])}
         if judge is not None and sample["facts"]:
             sample |= {"gold": judge.score(sample["facts"], sample["reply"]), "known": judge.known(sample["reply"])}
-        sample["prompt_ids"] = row["input_ids"]
+        sample |= {"prompt_ids": row["input_ids"], "messages": row["messages"], "reference": row["reference"]}
     write_samples(stage.path, last_step(stage.path), TEST, samples)
     return results | summary(samples) | {"gold_by_situation": by_situation(samples, "gold")}
 
