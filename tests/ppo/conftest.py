@@ -17,9 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -27,6 +30,7 @@ from rlhf.ppo.assembly import assemble
 from rlhf.ppo.shared import Roles, plain_4bit_kernels, shared_roles
 
 VOCABULARY = 96
+TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 
 
 def lora(**options: Any) -> LoraConfig:
@@ -48,6 +52,14 @@ def shake(model: Any, seed: int) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
+def words(*special: str, shift: int = 0, **tokens: str) -> Any:
+    """A tokenizer of the words w4..w95, with ids that are not the policy's."""
+    listed = [*special, *(f"w{i}" for i in range(95 - shift, 3, -1)), *(f"w{i}" for i in range(95, 95 - shift, -1))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token=special[0]))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, **tokens)
+
+
 @dataclass
 class Workshop:
     """Where the tiny base, its adapters and its tokenizer lie."""
@@ -62,7 +74,7 @@ class Workshop:
         plain_4bit_kernels(model)
         return model
 
-    lora, shake = staticmethod(lora), staticmethod(shake)
+    lora, shake, words = staticmethod(lora), staticmethod(shake), staticmethod(words)
 
     def load_reward(self, path: Path | None = None, quantized: bool = False) -> Any:
         torch.manual_seed(3)
@@ -119,6 +131,52 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     reward.save_pretrained(made.reward)
     tokenizer.save_pretrained(made.reward)
     return made
+
+
+@pytest.fixture(scope="session")
+def folders(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More reward models: a second adapter, a BERT with three labels, a chat model with one label, one of full weights."""
+    root = tmp_path_factory.mktemp("rewards")
+    second = get_peft_model(workshop.load_reward(), workshop.lora(task_type="SEQ_CLS"))
+    workshop.shake(second, 4)
+    second.base_model.model.score.modules_to_save["default"].weight.data.mul_(-2)
+    second.save_pretrained(root / "second")
+    workshop.tokenizer.save_pretrained(root / "second")
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    labels = {"id2label": {0: "negative", 1: "neutral", 2: "positive"}, "initializer_range": 0.5}
+    bert = BertConfig(vocab_size=97, max_position_embeddings=24, **sizes, **labels)
+    BertForSequenceClassification(bert).save_pretrained(root / "bert")
+    workshop.words("[UNK]", "[PAD]", unk_token="[UNK]", pad_token="[PAD]").save_pretrained(root / "bert")
+    chat = LlamaConfig(vocab_size=97, num_labels=1, pad_token_id=1, max_position_embeddings=64, **sizes)
+    LlamaForSequenceClassification(chat).save_pretrained(root / "chat")
+    reader = workshop.words("[UNK]", "[PAD]", "<user>", "<assistant>", shift=9, unk_token="[UNK]", pad_token="[PAD]")
+    reader.chat_template = TEMPLATE
+    reader.save_pretrained(root / "chat")
+    workshop.load_reward().save_pretrained(root / "full")
+    workshop.tokenizer.save_pretrained(root / "full")
+    return root
+
+
+@pytest.fixture
+def stage_of(compose_stage: Any, workshop: Workshop):
+    def compose(*reward_models: Any, **settings: Any):
+        given = f"[{','.join(map(str, reward_models))}]" if len(reward_models) != 1 else reward_models[0]
+        return compose_stage(
+            "method=ppo",
+            "dataset=support_prompts",
+            "model.chat_template=plain",
+            f"model.path={workshop.base}",
+            f"method.start_from={workshop.sft}",
+            f"method.reward_model={given}",
+            "batch_size=4",
+            "method.args.total_episodes=8",
+            "method.args.response_length=6",
+            "method.args.missing_eos_penalty=null",
+            *(f"{key.replace('__', '.')}={value}" for key, value in settings.items()),
+        )
+
+    return compose
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import BertForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Fast
 
 from rlhf import record
@@ -25,61 +23,6 @@ from rlhf.support import annotator, generator
 PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31]]
 REPLIES = [[50, 2], [60, 61, 62, 63, 2], [70]]
 ROWS = [{}] * 3
-TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
-
-
-def words(*special, shift=0, **tokens):
-    """A tokenizer of the words w4..w95, with ids that are not the policy's."""
-    listed = [*special, *(f"w{i}" for i in range(95 - shift, 3, -1)), *(f"w{i}" for i in range(95, 95 - shift, -1))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token=special[0]))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Fast(tokenizer_object=core, **tokens)
-
-
-@pytest.fixture(scope="module")
-def folders(workshop, tmp_path_factory):
-    """More reward models: a second adapter, a BERT with three labels, a chat model with one label, one of full weights."""
-    root = tmp_path_factory.mktemp("rewards")
-    second = get_peft_model(workshop.load_reward(), workshop.lora(task_type="SEQ_CLS"))
-    workshop.shake(second, 4)
-    second.base_model.model.score.modules_to_save["default"].weight.data.mul_(-2)
-    second.save_pretrained(root / "second")
-    workshop.tokenizer.save_pretrained(root / "second")
-    torch.manual_seed(5)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    labels = {"id2label": {0: "negative", 1: "neutral", 2: "positive"}, "initializer_range": 0.5}
-    bert = BertConfig(vocab_size=97, max_position_embeddings=24, **sizes, **labels)
-    BertForSequenceClassification(bert).save_pretrained(root / "bert")
-    words("[UNK]", "[PAD]", unk_token="[UNK]", pad_token="[PAD]").save_pretrained(root / "bert")
-    chat = LlamaConfig(vocab_size=97, num_labels=1, pad_token_id=1, max_position_embeddings=64, **sizes)
-    LlamaForSequenceClassification(chat).save_pretrained(root / "chat")
-    reader = words("[UNK]", "[PAD]", "<user>", "<assistant>", shift=9, unk_token="[UNK]", pad_token="[PAD]")
-    reader.chat_template = TEMPLATE
-    reader.save_pretrained(root / "chat")
-    workshop.load_reward().save_pretrained(root / "full")
-    workshop.tokenizer.save_pretrained(root / "full")
-    return root
-
-
-@pytest.fixture
-def stage_of(compose_stage, workshop):
-    def compose(*reward_models, **settings):
-        given = f"[{','.join(map(str, reward_models))}]" if len(reward_models) != 1 else reward_models[0]
-        return compose_stage(
-            "method=ppo",
-            "dataset=support_prompts",
-            "model.chat_template=plain",
-            f"model.path={workshop.base}",
-            f"method.start_from={workshop.sft}",
-            f"method.reward_model={given}",
-            "batch_size=4",
-            "method.args.total_episodes=8",
-            "method.args.response_length=6",
-            "method.args.missing_eos_penalty=null",
-            *(f"{key.replace('__', '.')}={value}" for key, value in settings.items()),
-        )
-
-    return compose
 
 
 def rows(n=4):
@@ -223,7 +166,7 @@ def test_a_reward_that_cannot_work_is_refused_before_any_weight(
 def test_another_tokenizer_is_refused_before_any_weight(workshop, folders, stage_of, monkeypatch):
     monkeypatch.setattr(ppo, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigError, match=r"method.reward_model = .* differs from the policy's in \d+ tokens"):
-        ppo.build(stage_of(workshop.reward), words("[UNK]", "[PAD]", pad_token="[PAD]"), rows())
+        ppo.build(stage_of(workshop.reward), workshop.words("[UNK]", "[PAD]", pad_token="[PAD]"), rows())
 
 
 @pytest.mark.parametrize(

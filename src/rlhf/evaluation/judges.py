@@ -1,0 +1,160 @@
+"""Judges of replies: the dataset's annotator, a held-out reward model, or a chat model behind an endpoint.
+
+A reply is a sample: texts `prompt` and `reply`, tokens `prompt_ids` and `ids` (EOS included), `facts`, and where the dataset
+has them `messages` (JSON, as in its rows) and `reference`.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from rlhf.config import Stage
+from rlhf.errors import ConfigError, DataError, GuardStop, nearest
+from rlhf.evaluation.annotators import annotator
+from rlhf.evaluation.judge_endpoint import EndpointJudge
+from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.statistics import Judged, judged
+
+KINDS = {"annotator": "annotator", "reward": "reward:<folder or hub id>", "openai": "openai:<model>"}
+
+
+class Judge(Protocol):
+    """Scores replies, or says None where it can only compare; compares two replies to each prompt, in both orders."""
+
+    name: str
+
+    def scores(self, replies: Sequence[Sample]) -> list[float] | None: ...
+
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged: ...
+
+
+@dataclass
+class AnnotatorJudge:
+    """The true preference; scores closer than the annotator's own margin are ties."""
+
+    name: str
+    annotator: ModuleType
+
+    def scores(self, replies: Sequence[Sample]) -> list[float]:
+        return finite(self.name, [self.annotator.score(_facts(r, i), r["reply"]) for i, r in enumerate(replies)])
+
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+        facts = [_facts(reply, i) for i, reply in enumerate(ours)]
+        return judged(
+            lambda i, a, b: float(self.annotator.prefer(facts[i], a, b)),
+            [reply["reply"] for reply in ours],
+            [reply["reply"] for reply in theirs],
+        )
+
+
+def _facts(reply: Sample, index: int) -> dict[str, str]:
+    if not reply.get("facts"):
+        raise DataError(
+            f"prompt {index} has no facts, which the annotator judges by: {reply['prompt'][:80]!r}\n"
+            "  fix: rows with `facts`, or judge=reward:<folder or hub id>"
+        )
+    return reply["facts"]
+
+
+@dataclass
+class RewardJudge:
+    """A reward model or rule as PPO computes it; equal scores are ties.
+
+    `reward` and `scorer` are what `rlhf.methods.rewards` made of the name.
+    """
+
+    name: str
+    reward: Any
+    scorer: Any
+    tokenizer: Any
+
+    def scores(self, replies: Sequence[Sample]) -> list[float]:
+        from rlhf.methods.rewards import check_columns
+
+        rows = [
+            {
+                "messages": reply.get("messages") or "null",
+                "reference": reply.get("reference") or "",
+                "facts": json.dumps(reply.get("facts")),
+            }
+            for reply in replies
+        ]
+        columns = {name: [row[name] for row in rows] for name in ("messages", "reference", "facts")}
+        check_columns(self.reward, columns, "the samples", "judge")
+        ids = [reply["ids"] if "ids" in reply else self._ids(reply["reply"]) for reply in replies]
+        return finite(self.name, self.scorer([reply["prompt_ids"] for reply in replies], ids, rows).tolist())
+
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+        pairs = zip(ours, theirs, self.scores(ours), self.scores(theirs), strict=True)
+        # the same reply in two batches can differ by rounding
+        found = [0.5 if a == b or _said(x) == _said(y) else float(a > b) for x, y, a, b in pairs]
+        return Judged(found, list(found))  # it reads one reply at a time, so there is no order
+
+    def _ids(self, text: str) -> list[int]:
+        """Tokens of a reply that nobody sampled."""
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+
+def _said(reply: Sample) -> Any:
+    return reply.get("ids", reply["reply"])
+
+
+def load_judge(name: str, stage: Stage, tokenizer: Any, cache: Path) -> Judge:
+    """The judge `annotator`, `reward:<folder, hub id or function:rule>[#label]` or `openai:<model>`.
+
+    An adapter of a reward stage sits on the stage's base. An endpoint keeps its answers in `cache`/judge.jsonl.
+
+    Raises:
+        ConfigError: a name that means nothing, an annotator that the dataset lacks, a reward model that cannot be loaded
+            or does not fit, an endpoint whose URL or key cannot work.
+    """
+    kind, _, what = name.partition(":")
+    if name == "annotator":
+        known = annotator(stage.dataset.annotator)
+        if known is None:
+            raise ConfigError(
+                f"judge=annotator, but nobody knows the true preference of {stage.dataset.path} (dataset.annotator=null)\n"
+                "  fix: judge=reward:<folder or hub id> of a reward model that neither arm trained on, or judge=openai:<model>"
+            )
+        return AnnotatorJudge(name, known)
+    if kind == "reward" and what:
+        source, _, label = what.partition("#")
+        return _reward_judge(name, source, label or None, stage, tokenizer)
+    if kind == "openai" and what:
+        return EndpointJudge(what, cache)
+    raise ConfigError(f"judge={name} is not known{nearest(kind, KINDS)}\n  allowed: {', '.join(KINDS.values())}")
+
+
+def _reward_judge(name: str, source: str, label: str | None, stage: Stage, tokenizer: Any) -> RewardJudge:
+    from rlhf.methods.rewards import load_scorer, named_reward
+    from rlhf.models.policies import load_roles, scorer
+    from rlhf.ppo.assembly import scalar_role
+
+    try:
+        reward = named_reward(source, stage, tokenizer, label, "judge", f"judge=reward:{source}#")
+        if label is not None and reward.kind != "text":
+            raise ConfigError(f"judge={name}: {source} has no labels to choose from\n  fix: judge=reward:{source}")
+        if reward.kind == "adapter":
+            role = load_roles(stage, tokenizer, {}, reward=Path(source))["reward"]
+            return RewardJudge(name, reward, scorer(stage, tokenizer, role), tokenizer)
+        loaded = load_scorer(reward, stage, tokenizer)
+        if reward.kind == "ids":
+            loaded = scorer(stage, tokenizer, scalar_role("reward", loaded.eval(), trained=False))
+        return RewardJudge(name, reward, loaded, tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"judge={name} can't judge: {error}") from error
+
+
+def finite(name: str, scores: Sequence[float]) -> list[float]:
+    """The scores; raises GuardStop at the first that is not a number."""
+    for index, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise GuardStop(
+                f"judge={name} scored {score} on prompt {index}; allowed: finite numbers\n"
+                "  fix: another judge, or train this reward model again and watch its loss"
+            )
+    return list(scores)
