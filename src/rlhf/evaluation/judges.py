@@ -92,7 +92,7 @@ class RewardJudge:
         pairs = zip(ours, theirs, self.scores(ours), self.scores(theirs), strict=True)
         # the same reply in two batches can differ by rounding
         found = [0.5 if a == b or _said(x) == _said(y) else float(a > b) for x, y, a, b in pairs]
-        return Judged(found, list(found))  # it reads one reply at a time, so there is no order
+        return Judged([*found], [*found])  # it reads one reply at a time, so there is no order
 
     def _ids(self, text: str) -> list[int]:
         """Tokens of a reply that nobody sampled."""
