@@ -1,18 +1,22 @@
-"""What every trainer does beside training: one progress bar, metrics.jsonl, complete checkpoints, guards and preemption."""
+"""What trainers do beside training: one progress bar, metrics.jsonl, complete checkpoints, guards and preemption."""
 
-import json
 import math
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.record import COMPLETE, is_main
+from rlhf.evaluation import watch
+from rlhf.evaluation.monitor import Alert
+from rlhf.ppo.checkpoint import checkpoints
+from rlhf.record import COMPLETE, append_lines, is_main, keep_lines, read_lines
 
 
 class MetricsFile(TrainerCallback):
@@ -22,22 +26,11 @@ class MetricsFile(TrainerCallback):
         self.path = path / "metrics.jsonl"
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if is_main() and self.path.exists():
-            kept = []
-            for line in self.path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # cut off by a kill
-                    continue
-                if entry["step"] <= state.global_step:
-                    kept.append(line)
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+        keep_lines(self.path, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if is_main() and logs:
-            entry = {"step": state.global_step, "time": round(time.time(), 2), **logs}
-            with self.path.open("a") as lines:
-                lines.write(json.dumps(entry) + "\n")
+        if logs:
+            append_lines(self.path, [{"step": state.global_step, "time": round(time.time(), 2), **logs}])
 
 
 class Finite(TrainerCallback):
@@ -76,6 +69,59 @@ class Preemption(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+
+class Watch(TrainerCallback):
+    """Feeds the reward-hacking monitor with what is logged and replied. A warning is told; a stop saves a checkpoint and ends
+    the run, with its alerts in `stops`.
+
+    A run that goes on feeds it with the lines it has written before, so it has to come after MetricsFile.
+    """
+
+    def __init__(self, trainer: Any, stage: Stage) -> None:
+        self.trainer, self.path, self.annotator = trainer, stage.path, stage.dataset.annotator
+        self.monitor = watch.monitor_of(stage)
+        self.alerts, self.suspicious = stage.path / "alerts.jsonl", stage.path / "suspicious.jsonl"
+        self.told: set[tuple[int, str, str]] = set()
+        self.stops: list[Alert] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        keep_lines(self.alerts, state.global_step)
+        self.told = {(entry["step"], entry["rule"], entry["source"]) for entry in read_lines(self.alerts)}
+        before = watch.points(self.path, self.annotator, state.global_step)
+        self._feed(before, control)
+        if self.stops:  # the same command again is no way around a stop
+            raise self.stopped()
+        replies = args.eval_strategy != "no" and getattr(self.trainer, "eval_datasets", None)
+        if self.monitor.rules and replies and not state.global_step and not any(samples for *_, samples in before):
+            self.trainer.evaluate()  # the replies that later ones are compared with are the SFT model's
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self._feed([(state.global_step, logs or {}, ())], control)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._feed(watch.replies(self.path, self.annotator, first=state.global_step), control)
+
+    def _feed(self, points: Iterable[watch.Point], control: Any) -> None:
+        for alert in (alert for point in points for alert in self.monitor.update(*point)):
+            if is_main() and (alert.step, alert.rule, alert.source) not in self.told:
+                print(f"monitor  {alert}", flush=True)
+                entry = {"step": alert.step, "rule": alert.rule, "level": alert.level, "source": alert.source}
+                append_lines(self.alerts, [entry | {"text": str(alert)}])
+            if alert.level == "stop":
+                self.stops.append(alert)
+                control.should_save = control.should_training_stop = True
+
+    def stopped(self) -> GuardStop:
+        """What the user is told; raised by the stage when the checkpoint is saved and the replies are written."""
+        names = dict.fromkeys(alert.rule for alert in self.stops)
+        left = [*checkpoints(self.path)[-1:], *([self.suspicious] if self.suspicious.is_file() else [])]
+        return GuardStop(
+            f"the monitor stopped the run at {self.stops[0]}\n"
+            f"  saved: {', '.join(map(str, left))}\n"
+            "  fix: what it advises and run.overwrite=true; or the same command goes on from the checkpoint with "
+            f"{' '.join(f'monitor.rules.{name}.level=warn' for name in names)} (or monitor=none)"
+        )
 
 
 class Bar(TrainerCallback):
@@ -118,11 +164,12 @@ class Bar(TrainerCallback):
             self.bar.close()
 
 
-def install(trainer: Any, path: Path, name: str) -> Preemption:
-    """Give a trainer our callbacks in place of the library's printing ones."""
+def install(trainer: Any, stage: Stage) -> tuple[Preemption, Watch]:
+    """Give a trainer our callbacks in place of the library's printing ones; rewards are watched where there are any."""
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
-    preemption = Preemption()
-    for callback in (MetricsFile(path), Complete(), Finite(), preemption, Bar(name)):
+    preemption, watching = Preemption(), Watch(trainer, stage)
+    rewarded = [watching] if stage.method.name in ("ppo", "dpo") else []
+    for callback in (MetricsFile(stage.path), Complete(), Finite(), preemption, *rewarded, Bar(stage.run.stage)):
         trainer.add_callback(callback)
-    return preemption
+    return preemption, watching

@@ -239,6 +239,12 @@ def to_stage(cfg: DictConfig) -> Stage:
     return cast(Stage, OmegaConf.to_object(cfg))
 
 
+def read_stage(folder: Path) -> Stage:
+    """The configuration that a run left in its folder."""
+    stored = OmegaConf.load(folder / "config.yaml")
+    return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
+
+
 def needs(cfg: DictConfig) -> list[str]:
     """Names of the stages whose weights this config reads, in order of appearance: every `${stage:x}` in it."""
     found = [

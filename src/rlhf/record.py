@@ -1,7 +1,9 @@
 """The run folder: who may write into it, what every run leaves there, and what makes a run finished, resumable or stale."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -9,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -176,6 +179,29 @@ def is_complete(checkpoint: Path) -> bool:
         return False
     files = {name: checkpoint / name for name in sizes}
     return all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
+
+
+def read_lines(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """The entries of a .jsonl of the run folder up to a step; none if there is no file. A line cut off by a kill is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return [entry for entry in found if entry["step"] <= last_step]
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Drops the lines of steps that a resumed run is about to repeat."""
+    if is_main() and path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in read_lines(path, last_step)))
+        partial.replace(path)
+
+
+def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    if is_main():
+        with path.open("a") as lines:
+            lines.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -55,7 +55,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     if trainer is not None:
         if sum(p.numel() for p in trainer.model.parameters()) >= LARGE:
             return_freed_memory()
-        _train(stage, tokenizer, trainer, run)
+        _train(stage, tokenizer, data, trainer, run)
         run.status("trained")
         del trainer
         gc.collect()
@@ -115,17 +115,25 @@ def _build(stage: Stage, tokenizer: Any, data: Any) -> Any:
     return importlib.import_module(f"rlhf.methods.{stage.method.name}").build(stage, tokenizer, data)
 
 
-def _train(stage: Stage, tokenizer: Any, trainer: Any, run: record.Record) -> None:
+def _train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Record) -> None:
     from rlhf import callbacks
     from rlhf.ppo.checkpoint import replace_folder
 
     run.write("trainer_args.json", trainer.args.to_sanitized_dict())
-    preemption = callbacks.install(trainer, stage.path, stage.run.stage)
+    preemption, watching = callbacks.install(trainer, stage)
     checkpoint = run.last_checkpoint() if run.resumed else None
     if checkpoint is not None:
         print(f"going on from {checkpoint}", flush=True)
     began = time.time()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if watching.stops:
+        from rlhf.evaluation.evaluate import suspicious
+
+        if record.is_main():
+            watching.suspicious.unlink(missing_ok=True)
+            record.append_lines(watching.suspicious, suspicious(stage, tokenizer, data, trainer))
+        run.status("running")
+        raise watching.stopped()
     if preemption.asked:
         run.status("running")
         raise Preempted(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from there")

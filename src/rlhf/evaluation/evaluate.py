@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from rlhf.config import Stage
-from rlhf.evaluation.annotators import annotator
-from rlhf.evaluation.metrics import Sample, by_situation, summary
+from rlhf.evaluation.annotators import judged
+from rlhf.evaluation.metrics import SAMPLES, TEST, Sample, by_situation, summary
+from rlhf.evaluation.monitor import most_suspicious
 from rlhf.models.policies import load_roles, scorer
 from rlhf.ppo.batches import lay_out
-from rlhf.ppo.evaluation import SAMPLES, write_samples
+from rlhf.ppo.evaluation import write_samples
 from rlhf.ppo.passes import Forward
 from rlhf.ppo.roles import Role
 from rlhf.ppo.rollout import sample_replies, stream
-
-TEST = "test"  # the set of samples.jsonl that reports compare
+from rlhf.record import read_lines
 
 
 def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
@@ -41,14 +41,44 @@ def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
         kls = reply_kl(stage, tokenizer, roles["policy"], roles["reference"], prompts, [s["ids"] for s in drawn])
         for sample, draw, kl in zip(samples, drawn, kls, strict=True):
             sample |= {"sampled_reply": draw["reply"], "kl": kl}
-    judge = annotator(stage.dataset.annotator)
     for sample, row in zip(samples, data.test, strict=True):
-        sample |= {"prompt": row["prompt"], "facts": json.loads(row["facts"])}
-        if judge is not None and sample["facts"]:
-            sample |= {"gold": judge.score(sample["facts"], sample["reply"]), "known": judge.known(sample["reply"])}
-        sample |= {"prompt_ids": row["input_ids"], "messages": row["messages"], "reference": row["reference"]}
+        sample |= {"prompt": row["prompt"], "facts": json.loads(row["facts"]), "prompt_ids": row["input_ids"]}
+        sample |= {"messages": row["messages"], "reference": row["reference"]}
+    samples = judged(samples, stage.dataset.annotator)
     write_samples(stage.path, last_step(stage.path), TEST, samples)
     return results | summary(samples) | {"gold_by_situation": by_situation(samples, "gold")}
+
+
+def suspicious(stage: Stage, tokenizer: Any, data: Any, trainer: Any) -> list[Sample]:
+    """What the policy of a stopped run says to the test prompts, or to training prompts where there are none: the ten
+    replies with the highest reward and the lowest gold.
+
+    The reward is what training paid: PPO's scores, or DPO's own beta * log(pi / reference) (arXiv:2305.18290, equation 5).
+    """
+    rows = data.test or [data.train[i] for i in range(min(stage.evaluation.batch_size, len(data.train)))]
+    prompts = [row["input_ids"] if "input_ids" in row else row["prompt_ids"] for row in rows]
+    ppo = stage.method.name == "ppo"
+    policy, reference = (trainer.policy, trainer.reference) if ppo else _dpo_roles(trainer)
+    samples = answer(stage, tokenizer, policy, prompts, temperature=1.0)
+    ids = [sample.pop("ids") for sample in samples]
+    if ppo:
+        rewards = trainer.loop.scorer(prompts, ids, rows).tolist()
+    else:
+        log_ratios = reply_kl(stage, tokenizer, policy, reference, prompts, ids)
+        rewards = [trainer.args.beta * ratio for ratio in log_ratios]
+    for sample, row, prompt, reward in zip(samples, rows, prompts, rewards, strict=True):
+        sample |= {"prompt": row["prompt"] if "prompt" in row else tokenizer.decode(prompt, skip_special_tokens=True)}
+        sample |= {"reward": reward, "facts": json.loads(row["facts"]) if "facts" in row else None}
+    return most_suspicious(judged(samples, stage.dataset.annotator))
+
+
+def _dpo_roles(trainer: Any) -> tuple[Role, Role]:
+    """Policy and reference of TRL's trainer: the adapters `default` and `ref`, or two models."""
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    if trainer.ref_model is not None:
+        return Role("policy", model), Role("reference", trainer.accelerator.unwrap_model(trainer.ref_model))
+    base = model.get_base_model()
+    return Role("policy", base, peft=model, adapter="default"), Role("reference", base, peft=model, adapter="ref")
 
 
 def evaluate_reward(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
@@ -59,7 +89,8 @@ def evaluate_reward(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
     role = load_roles(stage, tokenizer, {}, reward=stage.path / "final")["reward"]
     score = scorer(stage, tokenizer, role)
     prompts = data.eval["prompt_ids"]
-    margins = score(prompts, data.eval["chosen_ids"], []) - score(prompts, data.eval["rejected_ids"], [])
+    chosen, rejected = (score(prompts, data.eval[f"{side}_ids"], []) for side in ("chosen", "rejected"))
+    margins = chosen - rejected
     results["accuracy"] = float((margins > 0).float().mean())
     if "true_margin" in data.eval.column_names:
         truth = torch.tensor(data.eval["true_margin"])
@@ -68,6 +99,7 @@ def evaluate_reward(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
         results["accuracy_true"] = float((margins[strict].sign() == truth[strict].sign()).float().mean())
         results["annotator_accuracy"] = float((truth[strict] > 0).float().mean())
     results["mean_margin"] = float(margins.mean())
+    results["score_p99"] = float(torch.cat([chosen, rejected]).quantile(0.99))  # what the monitor calls saturated
     return results
 
 
@@ -114,23 +146,18 @@ def reply_kl(
 
 def last_step(path: Path) -> int:
     """The last step of which metrics.jsonl tells."""
-    file = path / "metrics.jsonl"
-    return max((json.loads(line)["step"] for line in file.read_text().splitlines()), default=0) if file.exists() else 0
+    return max((line["step"] for line in read_lines(path / "metrics.jsonl")), default=0)
 
 
 def final_samples(path: Path) -> list[Sample]:
     """The replies that a finished stage gave to the test prompts; none if it was asked none."""
-    file = path / SAMPLES
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [row for row in rows if row["set"] == TEST]
+    return [row for row in read_lines(path / SAMPLES) if row["set"] == TEST]
 
 
 def last_losses(path: Path) -> dict[str, float]:
     """The last training loss and the last held-out loss in metrics.jsonl."""
     found: dict[str, float] = {}
-    file = path / "metrics.jsonl"
-    for line in file.read_text().splitlines() if file.exists() else []:
-        entry = json.loads(line)
+    for entry in read_lines(path / "metrics.jsonl"):
         found |= {
             name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry
         }

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 Sample = dict[str, Any]
+SAMPLES = "samples.jsonl"
+TEST = "test"  # the set of samples.jsonl that reports compare
 
 DEFINITIONS = {
     "gold_score": "mean true preference score of the replies, as the dataset's annotator gives it",

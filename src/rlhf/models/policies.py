@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
 
 from rlhf import record
-from rlhf.config import Stage, to_stage
+from rlhf.config import Stage, read_stage
 from rlhf.errors import ConfigError, nearest
 from rlhf.models.load import load_base, load_lora
 from rlhf.ppo.roles import Role, disable_dropout
@@ -87,9 +85,7 @@ def finished_stage(folder: Path) -> Stage:
         raise ConfigError(
             f"{folder} has not finished (status: {run.get('status')})\n  fix: start it again with its command: {' '.join(run['command'])}"
         )
-    stage = to_stage(
-        cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), OmegaConf.load(folder / "config.yaml")))
-    )
+    stage = read_stage(folder)
     if stage.method.name == "reward":
         raise ConfigError(
             f"{folder} is a reward model: it scores replies and writes none\n  fix: a run of sft, dpo or ppo"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rlhf.evaluation.metrics import SAMPLES
 from rlhf.ppo.advantages import kl_estimates
 from rlhf.ppo.batches import lay_out, reply_mask
 from rlhf.ppo.passes import Forward
@@ -15,8 +16,6 @@ from rlhf.ppo.roles import Role
 from rlhf.ppo.rollout import sample_replies
 from rlhf.ppo.scoring import Scorer
 from rlhf.ppo.update import require_finite
-
-SAMPLES = "samples.jsonl"
 
 
 @torch.no_grad()
@@ -66,6 +65,8 @@ def evaluate_policy(
             "kl": float(k1[i]),
             "length": len(reply),
             "ended": replies.ended[i],
+            # what an annotator judges by
+            **({"facts": json.loads(rows[i]["facts"])} if "facts" in rows[i] else {}),
         }
         for i, (prompt, reply) in enumerate(zip(prompts, replies.tokens, strict=True))
     ]
