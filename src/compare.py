@@ -13,6 +13,7 @@ Exit code 0: all trials are in the report; 1: some failed (the report is of the 
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf import door
@@ -27,7 +28,9 @@ def main() -> None:
         raise ConfigError("recipe is missing\n  python src/compare.py recipe=support")
     from rlhf.compare.run import run
 
-    settings = {arm: _numbers(own, key, float) for arm, key in (("dpo", "beta"), ("ppo", "kl_coef")) if key in own}
+    settings: dict[str, Sequence[float]] = {
+        arm: _numbers(own, key, float) for arm, key in (("dpo", "beta"), ("ppo", "kl_coef")) if key in own
+    }
     failed = run(
         own["recipe"],
         overrides,

@@ -4,77 +4,30 @@ The setting and checkpoint of an arm are chosen on every other prompt; everythin
 that an arm does not win by having been chosen.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from rlhf import record
+from rlhf.compare.accounts import costs, fairness
 from rlhf.compare.best_of_n import best_of_n, best_of_n_kl
+from rlhf.compare.evidence import Evidence, Point, table
 from rlhf.compare.frontier import at_equal_kl
 from rlhf.compare.overoptimization import Kind, fit_law
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.trials import KNOBS, Comparison, Trial
-from rlhf.config import Stage
 from rlhf.evaluation.length_control import length_controlled
 from rlhf.evaluation.metrics import Sample
-from rlhf.evaluation.monitor import Monitor
 from rlhf.evaluation.statistics import Judged, estimate, holm, prompts_to_settle, verdict, win_rate
+from rlhf.evaluation.watch import monitor_of, watch_finished
 
 BEST = f"best-of-{POOL}"
 EQUAL_KLS = 5  # places at which the arms are compared at equal KL
+Z95 = 1.959964  # normal quantile of 97.5%
 SHOWN = 2  # prompts a situation whose replies are shown
-Point = tuple[float, int]  # setting, step
 Compare = Callable[[Sequence[Sample], Sequence[Sample]], Judged]
-
-
-class Evidence:
-    """The replies of all policies, by arm, setting, step and seed; `table` and `mean` read numbers off them."""
-
-    def __init__(self, comparison: Comparison, replies: Replies, trials: Sequence[Trial]) -> None:
-        self.comparison, self.seeds = comparison, comparison.seeds
-        self.trials = [trial for trial in trials if trial.arm != "reward"]
-        self.points: dict[str, dict[Point, dict[int, list[Sample]]]] = {arm: {} for arm in KNOBS}
-        for trial in self.trials:
-            for step, _ in trial.checkpoints():
-                assert trial.setting is not None
-                at = self.points[trial.arm].setdefault((trial.setting, step), {})
-                at[trial.seed] = replies.of(trial, step)
-        self.pools = {seed: replies.pool(seed) for seed in self.seeds}
-
-    @cached_property
-    def sft(self) -> dict[int, list[Sample]]:
-        """One sample of the SFT model to each prompt, another one for every seed, none of them in the pool of best-of-n."""
-        width = POOL + len(self.seeds)
-        return {seed: self.pools[seed][POOL + place :: width] for place, seed in enumerate(self.seeds)}
-
-    def pooled(self, seed: int, key: str) -> np.ndarray:
-        """`[prompts, POOL]` of what best-of-n draws from."""
-        values = np.array([s[key] for s in self.pools[seed]], dtype=float)
-        return values.reshape(-1, POOL + len(self.seeds))[:, :POOL]
-
-    @cached_property
-    def best_of_pool(self) -> dict[int, list[Sample]]:
-        """To each prompt the reply of the pool that the reward model of the seed likes best."""
-        width = POOL + len(self.seeds)
-        chosen = {seed: self.pooled(seed, "proxy").argmax(axis=1) for seed in self.seeds}
-        return {seed: [self.pools[seed][p * width + i] for p, i in enumerate(chosen[seed])] for seed in self.seeds}
-
-    def complete(self, arm: str) -> dict[Point, dict[int, list[Sample]]]:
-        """The points of an arm that every seed has."""
-        return {point: at for point, at in sorted(self.points[arm].items()) if len(at) == len(self.seeds)}
-
-    def chosen(self, arm: str) -> Point:
-        """The setting and step with the highest gold, mean over seeds, on every other prompt."""
-        return max(self.complete(arm), key=lambda point: float(table(self.complete(arm)[point], "gold")[:, ::2].mean()))
-
-
-def table(by_seed: Mapping[int, Sequence[Sample]], key: str) -> np.ndarray:
-    """`[seeds, prompts]` of one number of the samples."""
-    return np.array([[float(s[key]) for s in by_seed[seed]] for seed in sorted(by_seed)])
 
 
 def analyze(
@@ -132,10 +85,11 @@ def frontier(evidence: Evidence) -> list[dict[str, Any]]:
     while n <= POOL:
         for seed in evidence.seeds:
             proxies = evidence.pooled(seed, "proxy")
-            found = {
+            columns = {
                 key: best_of_n(proxies, evidence.pooled(seed, key), n) for key in ("gold", "proxy", "length", "ended")
             }
-            rows.append(_numbers("best-of-n", n, seed, 0, np.full(len(proxies), best_of_n_kl(n)), **found))
+            columns["kl"] = np.full(len(proxies), best_of_n_kl(n))
+            rows.append(_numbers("best-of-n", n, seed, 0, columns))
         n *= 2
     for arm in KNOBS:
         lasts = {(setting, seed): step for (setting, step), at in sorted(evidence.points[arm].items()) for seed in at}
@@ -149,42 +103,30 @@ def frontier(evidence: Evidence) -> list[dict[str, Any]]:
 
 def _row(arm: str, setting: float | None, seed: int, step: int, samples: Sequence[Sample], last: bool = True) -> Any:
     columns = {key: np.array([float(s[key]) for s in samples]) for key in ("kl", "gold", "proxy", "length", "ended")}
-    return _numbers(arm, setting, seed, step, columns.pop("kl"), last=last, **columns)
+    return _numbers(arm, setting, seed, step, columns, last)
 
 
 def _numbers(
-    arm: str,
-    setting: float | None,
-    seed: int,
-    step: int,
-    kl: np.ndarray,
-    gold: np.ndarray,
-    proxy: np.ndarray,
-    length: np.ndarray,
-    ended: np.ndarray,
-    last: bool = True,
+    arm: str, setting: float | None, seed: int, step: int, columns: Mapping[str, np.ndarray], last: bool = True
 ) -> dict[str, Any]:
-    half = 1.959964 * _error(gold)
+    means = {key: float(values.mean()) for key, values in columns.items()}
+    errors = {key: float(values.std(ddof=1) / math.sqrt(len(values))) for key, values in columns.items()}
     return {
         "arm": arm,
         "setting": setting,
         "seed": seed,
         "step": step,
-        "kl": float(kl.mean()),
-        "kl_error": _error(kl),
-        "gold": float(gold.mean()),
-        "gold_low": float(gold.mean() - half),
-        "gold_high": float(gold.mean() + half),
-        "proxy": float(proxy.mean()),
-        "proxy_error": _error(proxy),
-        "length": float(length.mean()),
-        "eos_rate": float(ended.mean()),
+        "kl": means["kl"],
+        "kl_error": errors["kl"],
+        "gold": means["gold"],
+        "gold_low": means["gold"] - Z95 * errors["gold"],
+        "gold_high": means["gold"] + Z95 * errors["gold"],
+        "proxy": means["proxy"],
+        "proxy_error": errors["proxy"],
+        "length": means["length"],
+        "eos_rate": means["ended"],
         "last": last,
     }
-
-
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def equal_kl(evidence: Evidence) -> dict[str, Any]:
@@ -227,8 +169,8 @@ def win_rates(policies: Mapping[str, Mapping[int, Sequence[Sample]]], compare: C
     rows = []
     for (first, second), rate in found.items():
         each, p = asked[first, second], corrected[f"{first} {second}"]
-        lengths = [table(policies[name], "length") for name in (first, second)]
-        fair = length_controlled([judged.outcomes for judged in each], *lengths)
+        ours, theirs = (table(policies[name], "length") for name in (first, second))
+        fair = length_controlled([judged.outcomes for judged in each], ours, theirs)
         rows.append(
             {
                 "first": first,
@@ -275,16 +217,23 @@ def overoptimization(evidence: Evidence, chosen: Mapping[str, Point]) -> dict[st
                 "gold_reported": float(gold[:, 1::2].mean()),
             },
         }
-    pooled = [
-        (
-            best_of_n_kl(n),
-            float(best_of_n(evidence.pooled(seed, "proxy"), evidence.pooled(seed, "gold"), n).mean()) - start[seed],
-        )
-        for seed in evidence.seeds
-        for n in range(2, POOL + 1)
-    ]
-    found["best-of-n"] = _law(pooled, "best-of-n")
+    found["best-of-n"] = _best_of_n(evidence, start)
     return found
+
+
+def _best_of_n(evidence: Evidence, start: Mapping[int, float]) -> dict[str, Any]:
+    ns = range(1, POOL + 1)
+    golds = {
+        seed: [float(best_of_n(evidence.pooled(seed, "proxy"), evidence.pooled(seed, "gold"), n).mean()) for n in ns]
+        for seed in evidence.seeds
+    }
+    points = [
+        (best_of_n_kl(n), gold - start[seed]) for seed, of in golds.items() for n, gold in zip(ns, of, strict=True)
+    ]
+    means = np.mean(list(golds.values()), axis=0)
+    return _law(points, "best-of-n") | _peak(
+        [(best_of_n_kl(n), float(gold)) for n, gold in zip(ns, means, strict=True)]
+    )
 
 
 def _law(points: Sequence[tuple[float, float]], kind: Kind) -> dict[str, Any]:
@@ -314,9 +263,13 @@ def _curve(evidence: Evidence, arm: str, setting: float) -> dict[str, Any]:
         for (own, _), rows in evidence.complete(arm).items()
         if own == setting
     ]
+    return {"setting": setting, **_peak(at)}
+
+
+def _peak(at: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """KL and gold of the best and of the last of `at`."""
     (kl_peak, peak), (kl_last, last) = max(at, key=lambda point: point[1]), at[-1]
     return {
-        "setting": setting,
         "gold_peak": peak,
         "kl_at_peak": kl_peak,
         "gold_last": last,
@@ -325,60 +278,12 @@ def _curve(evidence: Evidence, arm: str, setting: float) -> dict[str, Any]:
     }
 
 
-def costs(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Seconds, tokens and memory of an arm's trials; PPO's include its reward models."""
-    spent: dict[str, list[dict[str, float]]] = {"reward": []}
-    for trial in trials:
-        run = record.read_run(trial.path)
-        spent.setdefault(trial.arm, []).append(
-            {"seconds": run["seconds"], "peak": run["peak_memory_mb"]} | tokens(trial.stage)
-        )
-    rows = []
-    for arm in KNOBS:
-        own, scoring = spent[arm], spent["reward"] if arm == "ppo" else []
-        rows.append(
-            {
-                "arm": arm,
-                "trials": len(own),
-                "seconds_a_trial": float(np.mean([t["seconds"] for t in own])),
-                "seconds_reward_model": float(np.mean([t["seconds"] for t in scoring])) if scoring else 0.0,
-                "seconds_all": sum(t["seconds"] for t in own + scoring),
-                "tokens_generated": round(sum(t["generated"] for t in own)),
-                "tokens_trained": round(sum(t["trained"] for t in own + scoring)),
-                "peak_memory_mb": max(t["peak"] for t in own + scoring),
-            }
-        )
-    by_arm = {row["arm"]: row for row in rows}
-    whole = by_arm["ppo"]["seconds_a_trial"] + by_arm["ppo"]["seconds_reward_model"]
-    text = (
-        f"One PPO trial with its reward model takes {whole:.0f} s; in that time DPO trains "
-        f"{whole / by_arm['dpo']['seconds_a_trial']:.1f} trials of {by_arm['dpo']['seconds_a_trial']:.0f} s."
-    )
-    return {"costs": rows, "dpo_with_ppo_time": text}
-
-
-def tokens(stage: Stage) -> dict[str, float]:
-    """Tokens generated, and tokens of the sequences in gradient passes, prompts included, as the run's files tell them."""
-    lines = [json.loads(line) for line in (stage.path / "metrics.jsonl").read_text().splitlines()]
-    if stage.method.name != "ppo":
-        return {"generated": 0.0, "trained": max((line.get("num_tokens", 0.0) for line in lines), default=0.0)}
-    ledger = json.loads((stage.path / "data.json").read_text())["splits"]["train"]
-    prompt = ledger["tokens"]["sum"] / ledger["kept"]
-    logged = [line for line in lines if "length/mean" in line]
-    reply = float(np.mean([line["length/mean"] for line in logged])) if logged else 0.0
-    episodes = max((line["episode"] for line in logged), default=0)
-    epochs = stage.method.args.get("num_ppo_epochs", 4)
-    return {"generated": episodes * reply, "trained": episodes * epochs * (prompt + reply)}
-
-
 def alerts(evidence: Evidence) -> list[dict[str, Any]]:
     """What the monitor says of each trial: of its log, and of its checkpoints' replies after those of the SFT model."""
-    from rlhf.evaluation.watch import watch_finished
-
     found = []
     for trial in evidence.trials:
         said = list(watch_finished(trial.path))
-        monitor = Monitor(trial.stage.monitor)
+        monitor = monitor_of(trial.stage)
         monitor.update(0, {}, _scored(evidence.sft[trial.seed]))
         for (setting, step), at in sorted(evidence.points[trial.arm].items()):
             if setting == trial.setting and trial.seed in at:
@@ -421,57 +326,3 @@ def side_by_side(policies: Mapping[str, Mapping[int, Sequence[Sample]]], seed: i
         said = {n: {"text": r["reply"], "gold": r["gold"], "proxy": r["proxy"]} for n, r in rows.items()}
         found.append({"prompt": sample["prompt"], "situation": kind, "seed": seed, "replies": said})
     return sorted(found, key=lambda row: row["situation"])
-
-
-def fairness(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, Any]:
-    """What the arms share, as their finished runs tell it, and what differs between them."""
-    by_arm = {arm: [t for t in trials if t.arm == arm] for arm in (*KNOBS, "reward")}
-    stages = {arm: found[0].stage for arm, found in by_arm.items() if found}
-
-    def ids(stage: str) -> str:
-        return ", ".join(sorted({record.read_run(t.path)["inputs"].get(f"stage:{stage}", "-") for t in trials}))
-
-    shared = [{"what": f"weights of {name}", "value": f"run {ids(name)}"} for name in comparison.shared]
-    shared.append({"what": "base", "value": f"{stages['dpo'].model.path}, {stages['dpo'].quantization.name}"})
-    shared.append({"what": "reference", "value": "the SFT weights, frozen"})
-    shared.append(
-        {"what": "KL", "value": "log pi/ref summed over a reply, on the policy's own samples, fp32, temperature 1"}
-    )
-    if "reward" in stages:
-        pairs = {
-            json.loads((t.path / "data.json").read_text())["splits"]["train"]["fingerprint"]
-            for t in trials
-            if t.arm != "ppo"
-        }
-        shared.append(
-            {
-                "what": "pairs of DPO and the reward model",
-                "value": f"{stages['dpo'].dataset.path}, fingerprint {', '.join(sorted(pairs))}",
-            }
-        )
-    shared.append(
-        {
-            "what": "trials an arm",
-            "value": f"{len(comparison.settings['dpo'])} settings x {len(comparison.seeds)} seeds",
-        }
-    )
-    differs = [
-        {"what": what, **{arm: str(read(stages[arm])) for arm in KNOBS}}
-        for what, read in DIFFERS.items()
-        if read(stages["dpo"]) != read(stages["ppo"])
-    ]
-    return {"shared": shared, "differs": differs}
-
-
-DIFFERS: dict[str, Callable[[Stage], Any]] = {
-    "learns from": lambda stage: stage.dataset.path,
-    "reward model": lambda stage: "none" if stage.method.name == "dpo" else "trained on the pairs, one a seed",
-    "rows or episodes a step": lambda stage: stage.batch_size,
-    "learning rate": lambda stage: stage.method.args.get("learning_rate"),
-    "passes": lambda stage: stage.method.args.get("num_train_epochs", stage.method.args.get("num_ppo_epochs")),
-    "episodes": lambda stage: stage.method.args.get("total_episodes", "no replies are sampled"),
-    "adapter": lambda stage: vars(stage.adapter),
-    "loss": lambda stage: stage.method.args.get(
-        "loss_type", "clipped policy gradient" if stage.method.name == "ppo" else "sigmoid"
-    ),
-}

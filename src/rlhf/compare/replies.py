@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,46 @@ from rlhf import record
 from rlhf.compare.trials import Comparison, Trial
 from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop
+from rlhf.evaluation.judges import Judge, load_judge
 from rlhf.evaluation.metrics import Sample
 
 Score = Callable[[Sequence[Sample]], list[float]]
-KEPT = ("prompt", "prompt_ids", "facts", "reply", "ids", "length", "ended")
+KEPT = ("prompt", "prompt_ids", "messages", "reference", "facts", "reply", "ids", "length", "ended")
 POOL = 16  # samples of the SFT model to each prompt that best-of-n draws from
 
 
 class Replies:
-    """The replies of a comparison, on disk in `<folder>/replies/`; `gold` scores a list of samples with prompt, facts and ids."""
+    """The replies of a comparison, on disk in `<folder>/replies/`; `gold` names the judge whose score counts as true."""
 
-    def __init__(self, comparison: Comparison, gold_name: str, load_gold: Callable[[Stage, Any], Score]) -> None:
-        self.comparison, self.gold_name, self.load_gold = comparison, gold_name, load_gold
+    def __init__(self, comparison: Comparison, gold: str) -> None:
+        self.comparison, self.gold_name = comparison, gold
         self.folder = comparison.folder / "replies"
         self.stage: Stage = comparison.plan.stage(comparison.stages["ppo"])
+        self.start = Path(str(self.stage.method.start_from))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from rlhf.models.tokenizer import saved_tokenizer
+
+        return saved_tokenizer(self.start)
+
+    def judge(self, name: str) -> Judge:
+        """Raises ConfigError for a judge that is not there or, as gold, can only compare."""
+        return load_judge(name, self.stage, None if name == "annotator" else self.tokenizer, self.comparison.folder)
+
+    def score(self, name: str) -> Score:
+        judge = self.judge(name)
+
+        def scores(samples: Sequence[Sample]) -> list[float]:
+            found = judge.scores(samples)
+            assert found is not None  # run() lets nobody score who can only compare
+            return found
+
+        return scores
+
+    @cached_property
+    def gold(self) -> Score:
+        return self.score(self.gold_name)
 
     def of(self, trial: Trial, step: int) -> list[Sample]:
         return _read(self._file(trial, step))
@@ -43,32 +70,29 @@ class Replies:
         if not wanted and not pools:
             return
         from rlhf.data.prepare import test_prompts
-        from rlhf.models.tokenizer import prompt_renderer, saved_tokenizer
+        from rlhf.models.tokenizer import prompt_renderer
         from rlhf.stage import quiet, return_freed_memory
 
         quiet()
         return_freed_memory()
-        start = Path(str(self.stage.method.start_from))
-        self.tokenizer = saved_tokenizer(start)
         self.rows = test_prompts(self.stage, prompt_renderer(self.stage, self.tokenizer))
         if len(self.rows) < 20:
             raise DataError(
                 f"dataset.splits.test={self.stage.dataset.splits.test}: {len(self.rows)} prompts are too few for an interval\n"
                 "  fix: a larger split, or evaluation.prompts=200"
             )
-        self.gold = self.load_gold(self.stage, self.tokenizer)
         self.folder.mkdir(parents=True, exist_ok=True)
         if pools:
             print(f"replies of sft  ({POOL + len(self.comparison.seeds)} to each prompt)", flush=True)
-            self._draw_pools(pools, start)
+            self._draw_pools(pools)
         for count, trial in enumerate(wanted, 1):
             print(f"replies of {trial.name}  ({count} of {len(wanted)})", flush=True)
-            self._draw(trial, start)
+            self._draw(trial)
 
-    def _draw_pools(self, seeds: Sequence[int], start: Path) -> None:
+    def _draw_pools(self, seeds: Sequence[int]) -> None:
         from rlhf.evaluation.evaluate import answer
 
-        roles, _ = self._roles({"policy": start}, None)
+        roles, _ = self._roles({"policy": self.start}, None)
         rows = [row for row in self.rows for _ in range(POOL + len(self.comparison.seeds))]
         drawn = answer(self.stage, self.tokenizer, roles["policy"], [row["input_ids"] for row in rows], temperature=1.0)
         samples = self._with_prompts(drawn, rows)
@@ -77,14 +101,14 @@ class Replies:
             _, proxy = self._roles({}, seed)
             _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, proxy(samples))
 
-    def _draw(self, trial: Trial, start: Path) -> None:
+    def _draw(self, trial: Trial) -> None:
         from rlhf.evaluation.evaluate import answer, reply_kl
 
         missing = {f"step{step}": folder for step, folder in trial.checkpoints() if not self._is_there(trial, step)}
         together = self.stage.adapter.name != "none"  # adapters share a base, whole models would not fit side by side
         prompts = [row["input_ids"] for row in self.rows]
         for group in [missing] if together else [{name: folder} for name, folder in missing.items()]:
-            roles, proxy = self._roles(group | {"reference": start}, trial.seed)
+            roles, proxy = self._roles(group | {"reference": self.start}, trial.seed)
             for name in group:
                 drawn = answer(self.stage, self.tokenizer, roles[name], prompts, temperature=1.0)
                 samples = self._with_prompts(drawn, self.rows)
@@ -97,9 +121,10 @@ class Replies:
         """Policies by name, and who scores replies as PPO's reward does with this seed."""
         from rlhf.models.policies import load_roles, scorer
 
-        if seed is None:
-            return load_roles(self.stage, self.tokenizer, folders), lambda samples: []
-        source = self._reward(seed)
+        source = None if seed is None else self._reward(seed)
+        if source is None or not is_adapter(source):
+            roles = load_roles(self.stage, self.tokenizer, folders)
+            return roles, self.score(f"reward:{source}") if source else _nobody
         roles = load_roles(self.stage, self.tokenizer, folders, reward=Path(source))
         score = scorer(self.stage, self.tokenizer, roles["reward"])
         return roles, lambda rows: score([s["prompt_ids"] for s in rows], [s["ids"] for s in rows], []).tolist()
@@ -110,7 +135,9 @@ class Replies:
 
     def _with_prompts(self, drawn: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> list[Sample]:
         return [
-            {"prompt": row["prompt"], "prompt_ids": row["input_ids"], "facts": json.loads(row["facts"])} | sample
+            {key: row[key] for key in ("prompt", "messages", "reference")}
+            | {"prompt_ids": row["input_ids"], "facts": json.loads(row["facts"])}
+            | sample
             for sample, row in zip(drawn, rows, strict=True)
         ]
 
@@ -135,6 +162,15 @@ class Replies:
         asked = (stage.dataset.path, stage.dataset.options, stage.dataset.splits.test, vars(stage.evaluation))
         parts = (weights, asked, POOL + len(self.comparison.seeds), self.gold_name)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _nobody(samples: Sequence[Sample]) -> list[float]:
+    raise AssertionError("no seed, so no reward model")
+
+
+def is_adapter(source: str) -> bool:
+    """Whether weights are an adapter for the base that all arms share."""
+    return (Path(source) / "adapter_config.json").is_file()
 
 
 def _write(

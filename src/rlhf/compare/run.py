@@ -1,12 +1,14 @@
 """A comparison from its command to its report: trials, replies, analysis, pages."""
 
 from collections.abc import Sequence
-from typing import Any
+
+import numpy as np
 
 from rlhf import record
 from rlhf.compare.trials import Comparison, Trial, parallel
-from rlhf.config import Stage
 from rlhf.errors import ConfigError
+from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.statistics import Judged
 
 
 def run(
@@ -28,9 +30,16 @@ def run(
             f"recipe={recipe}: dataset.annotator=null, so nobody knows the true score of a reply\n"
             "  fix: gold=reward:<a reward model that neither arm learned from>"
         )
+    if gold.startswith("openai:"):
+        raise ConfigError(f"gold={gold} can only compare, and gold has to score\n  fix: judge={gold} with another gold")
     for seed in comparison.seeds:
-        if gold.removeprefix("reward:") in comparison.trial("ppo", comparison.settings["ppo"][0], seed).stage.method.reward_models:
-            raise ConfigError(f"gold={gold} is the reward that PPO is trained on\n  fix: a reward model that neither arm learned from")
+        if (
+            gold.removeprefix("reward:")
+            in comparison.trial("ppo", comparison.settings["ppo"][0], seed).stage.method.reward_models
+        ):
+            raise ConfigError(
+                f"gold={gold} is the reward that PPO is trained on\n  fix: a reward model that neither arm learned from"
+            )
     failed = comparison.run(jobs or parallel(stage))
     lost = {trial.name for trial, _ in failed}
     trials = [trial for trial in comparison.trials() if trial.name not in lost]
@@ -38,19 +47,16 @@ def run(
         if not any(trial.arm == arm for trial in trials):
             raise ConfigError(f"no trial of {arm} is left to compare: {failed[0][1]}")
 
-    from rlhf.compare.replies import Replies
     from rlhf.compare.analysis import analyze
     from rlhf.compare.page import write_pages
+    from rlhf.compare.replies import Replies
     from rlhf.compare.words import conclusion
-    from rlhf.evaluation.judges import load_judge
 
-    def load(name: str, stage: Stage, tokenizer: Any) -> Any:
-        return load_judge(name, stage, tokenizer, comparison.folder)
-
-    replies = Replies(comparison, gold, lambda stage, tokenizer: load(gold, stage, tokenizer).scores)
+    replies = Replies(comparison, gold)
     replies.make(trials)
-    decides = load(judge or gold, stage, None)
-    report = analyze(comparison, replies, trials, decides.compare, decides.name, failed)
+    decides = judge or gold
+    compare = _by_gold if decides == gold != "annotator" else replies.judge(decides).compare
+    report = analyze(comparison, replies, trials, compare, decides, failed)
     report["conclusion"] = conclusion(report)
     record.write_json(comparison.folder / "report.json", report)
     write_pages(comparison.folder, report)
@@ -58,3 +64,12 @@ def run(
     for trial, why in failed:
         print(f"failed   {trial.name}: {why}")
     return failed
+
+
+def _by_gold(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+    """As the reward model that is gold decides, from the scores that it has given already."""
+    found = [
+        0.5 if a["ids"] == b["ids"] else (1 + np.sign(a["gold"] - b["gold"])) / 2
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return Judged([*found], [*found])

@@ -1,5 +1,6 @@
 """The trials of a comparison: one for each arm, setting and seed, from the same start, on the same pairs; run where they are missing."""
 
+import copy
 import ctypes
 import math
 import os
@@ -10,11 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rlhf import record
-from rlhf.config import REPO, Stage, compose_config, needs, to_stage
+from rlhf.config import REPO, Stage, needs
 from rlhf.errors import ConfigError
 from rlhf.pipeline import Plan, run_stages
 
@@ -47,7 +48,8 @@ class Trial:
     def state(self) -> str:
         """As `record.state`, and `stopped` where a guard ended it."""
         now = record.state(self.stage)
-        return "stopped" if now == "resumable" and record.read_run(self.path).get("status") == "stopped" else now
+        stops = any(alert["level"] == "stop" for alert in record.read_lines(self.path / "alerts.jsonl"))
+        return "stopped" if now == "resumable" and stops and self.checkpoints() else now
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Steps and folders of the weights it left, oldest first; the last is what a user of the trial would load."""
@@ -88,7 +90,8 @@ class Comparison:
         if not re.fullmatch(r"[\w-]+", name) or name in self.plan.order:
             raise ConfigError(f"name={name} must be a folder name that no stage of {recipe} has\n  fix: name=compare")
         self.stages = self._arms()
-        self.folder = self.plan.stage(self.stages["dpo"]).path.parent / name
+        self.planned = {role: self.plan.stage(stage) for role, stage in self.stages.items()}
+        self.folder = self.planned["dpo"].path.parent / name
         self.settings = {arm: self._settings(arm, (settings or {}).get(arm)) for arm in KNOBS}
         if len(self.settings["dpo"]) != len(self.settings["ppo"]):
             raise ConfigError(
@@ -116,7 +119,7 @@ class Comparison:
         return [name for name in self.plan.order if name not in self.stages.values()]
 
     def _settings(self, arm: str, given: Sequence[float] | None) -> list[float]:
-        own = self.plan.stage(self.stages[arm]).method.args.get(KNOBS[arm])
+        own = self.planned[arm].method.args.get(KNOBS[arm])
         if given is None:
             if not own:
                 raise ConfigError(f"{KNOBS[arm]}={own} has no neighbours to try\n  fix: {KNOBS[arm]}=[0.05,0.1,0.2]")
@@ -126,8 +129,7 @@ class Comparison:
         return sorted(set(given))
 
     def _check_shared(self) -> None:
-        stages = {role: self.plan.stage(name) for role, name in self.stages.items()}
-        problems = []
+        stages, problems = self.planned, []
         for key, read in SAME.items():
             values = {role: read(stage) for role, stage in stages.items()}
             if len({str(value) for value in values.values()}) > 1:
@@ -144,17 +146,21 @@ class Comparison:
 
     def trial(self, arm: str, setting: float | None, seed: int) -> Trial:
         """The trial in this comparison's folder, or the recipe's own run of the same inputs if there is none yet."""
-        stage = self.stages[arm]
-        common = [*self.plan.overrides[stage], f"seed={seed}"]
+        stage = copy.deepcopy(self.planned[arm])  # what composing with the overrides below gives, at once
+        overrides, stage.seed = [*self.plan.overrides[self.stages[arm]], f"seed={seed}"], seed
         if setting is not None:
-            common.append(f"method.args.{KNOBS[arm]}={setting:g}")
+            overrides.append(f"method.args.{KNOBS[arm]}={setting}")
+            stage.method.args[KNOBS[arm]] = setting
         if arm == "ppo" and "reward" in self.stages:
-            common.append(f"method.reward_model={self.trial('reward', None, seed).path}/final")
+            stage.method.reward_model = f"{self.trial('reward', None, seed).path}/final"
+            overrides.append(f"method.reward_model={stage.method.reward_model}")
         if arm != "reward":
-            common.append("method.args.save_total_limit=null")  # every checkpoint is a point of the frontier
-        found = Trial(arm, setting, seed, to_stage(compose_config([f"recipes={self.recipe}/{stage}", *common])), common)
-        own = [*common, f"run.stage={self.name}/{found.name}"]
-        apart = Trial(arm, setting, seed, to_stage(compose_config([f"recipes={self.recipe}/{stage}", *own])), own)
+            overrides.append("method.args.save_total_limit=null")  # every checkpoint is a point of the frontier
+            stage.method.args["save_total_limit"] = None
+        found = Trial(arm, setting, seed, stage, overrides)
+        name = f"{self.name}/{found.name}"
+        run = replace(stage.run, stage=name)
+        apart = Trial(arm, setting, seed, replace(stage, run=run), [*overrides, f"run.stage={name}"])
         return found if not record.read_run(apart.path) and found.state == "finished" else apart
 
     def trials(self) -> list[Trial]:

@@ -142,7 +142,7 @@ def _alerts(alerts: list[Row], failed: list[Row]) -> list[str]:
     said = "The monitor of reward hacking raised no alert."
     if alerts:
         counts = Counter(alert["level"] for alert in alerts)
-        levels = " and ".join(_count(counts[level], LEVELS.get(level, level)) for level in sorted(counts))
+        levels = " and ".join(_count(counts[level], LEVELS.get(level) or str(level)) for level in sorted(counts))
         rules, trials = sorted({a["rule"] for a in alerts}), len({a["trial"] for a in alerts})
         said = f"The monitor of reward hacking raised {levels} in {_count(trials, 'trial')} ({', '.join(rules)})."
     return [said] + ([f"{_count(len(failed), 'trial')} failed and could not count."] if failed else [])

@@ -1,0 +1,160 @@
+"""Which trials a comparison has, what it refuses, and what a second call does: no trial is trained here."""
+
+import json
+import subprocess
+
+import pytest
+
+from rlhf import record
+from rlhf.compare import trials as module
+from rlhf.compare.trials import Comparison, parallel
+from rlhf.config import compose_config, to_stage
+from rlhf.errors import ConfigError
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    return lambda *overrides, **more: Comparison("support", [f"run.root={tmp_path}", *overrides], **more)
+
+
+@pytest.fixture
+def small(comparison):
+    """Two seeds, one setting an arm: six trials."""
+    return lambda: comparison(seeds=[1, 2], settings={"dpo": [0.3], "ppo": [0.1]})
+
+
+def test_arms_get_the_same_trials_from_the_same_start(comparison):
+    found = comparison()
+    trials = found.trials()
+    assert [t.name for t in trials[:3]] == ["reward-seed1", "reward-seed2", "reward-seed3"]
+    by_arm = {arm: [t for t in trials if t.arm == arm] for arm in ("dpo", "ppo")}
+    assert [len(each) for each in by_arm.values()] == [9, 9]
+    own = {arm: found.plan.stage(arm).method.args[knob] for arm, knob in module.KNOBS.items()}
+    for arm, each in by_arm.items():
+        assert {t.setting for t in each} == set(found.settings[arm]) and own[arm] in found.settings[arm]
+        assert {t.stage.method.args[module.KNOBS[arm]] for t in each} == set(found.settings[arm])
+        assert {(t.stage.method.start_from, t.stage.model.path) for t in each} == {
+            (by_arm["dpo"][0].stage.method.start_from, by_arm["dpo"][0].stage.model.path)
+        }
+    for trial in by_arm["ppo"]:
+        assert trial.stage.method.reward_model == f"{found.folder}/reward-seed{trial.seed}/final"
+    assert len({t.path for t in trials}) == len(trials) == 21
+    for trial in (
+        trials[0],
+        by_arm["dpo"][0],
+        by_arm["ppo"][-1],
+    ):  # the command trains what the comparison thinks it does
+        assert trial.stage == to_stage(compose_config([f"recipes=support/{trial.arm}", *trial.overrides]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more", "said"),
+    [
+        (["seed=2"], {}, "seeds="),
+        ([], {"seeds": [1]}, "second seed"),
+        ([], {"settings": {"dpo": [0.1, 0.2]}}, "same number of trials"),
+        ([], {"settings": {"ppo": [-1.0, 0.1, 0.2]}}, "from 0 upwards"),
+        ([], {"name": "ppo"}, "no stage of support has"),
+        ([], {"name": "../x"}, "folder name"),
+        (["dpo.dataset.options.noise=0.3"], {}, "dataset.options differs, so the pairs do"),
+        (["dpo.dataset.splits.train=held_out"], {}, "dataset.splits.train differs"),
+        (["dpo.method.start_from=null"], {}, "method.start_from differs"),
+        (["ppo.quantization=none"], {}, "quantization differs"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(comparison, overrides, more, said):
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
+        comparison(*overrides, **more)
+
+
+def test_a_recipe_without_both_arms_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="0 stages of method=dpo"):
+        Comparison("guanaco-7b", [f"run.root={tmp_path}"])
+
+
+def _trains(monkeypatch, fail=()):
+    """Trials that take no time: what the door would leave is written, except for those named in `fail`."""
+    started = []
+
+    def run(command, **_):
+        overrides = [word for word in command[3:] if word != "run.overwrite=true"]
+        stage = to_stage(compose_config([command[2], *overrides]))
+        started.append(stage.path.name)
+        if stage.path.name in fail:
+            return subprocess.CompletedProcess(command, fail[stage.path.name])
+        (stage.path / "final").mkdir(parents=True, exist_ok=True)
+        left = {"id": stage.path.name, "status": "finished", "inputs": record.inputs(stage)}
+        (stage.path / "run.json").write_text(json.dumps(left))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "run_stages", lambda plan, names: 0)
+    return started
+
+
+def test_a_second_call_runs_nothing_and_a_lost_trial_alone_again(small, monkeypatch):
+    started = _trains(monkeypatch)
+    assert small().run(jobs=2) == []
+    assert len(started) == len(set(started)) == 6
+    started.clear()
+    assert small().run(jobs=2) == [] and not started
+    (small().folder / "dpo-0.3-seed2/run.json").unlink()
+    assert small().run(jobs=2) == [] and started == ["dpo-0.3-seed2"]
+
+
+def test_a_failed_trial_leaves_the_others(small, monkeypatch):
+    started = _trains(monkeypatch, {"reward-seed2": 3, "dpo-0.3-seed1": 1})
+    failed = small().run(jobs=2)
+    names = {trial.name for trial, _ in failed}
+    assert {"reward-seed2", "dpo-0.3-seed1"} < names
+    assert {n for n in names if n.startswith("ppo")} == {
+        n for n in names if n.endswith("seed2") and n != "reward-seed2"
+    }
+    assert not any(
+        name.startswith("ppo") and name.endswith("seed2") for name in started
+    )  # nothing scores their replies
+    assert len(started) == 6 - 1
+    assert all("exit code" in why for _, why in failed)
+
+
+def test_an_equal_run_of_the_recipe_itself_is_a_trial(small, monkeypatch, tmp_path):
+    """What `make demo` trained is not trained again, as long as it is what the comparison would train."""
+    started = _trains(monkeypatch)
+    for stage in ("reward", "dpo"):
+        module.subprocess.run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
+    started.clear()
+    found = small()
+    assert found.trial("reward", None, 1).path == tmp_path / "support/reward"
+    assert found.trial("dpo", 0.3, 1).path == tmp_path / "support/dpo"
+    assert found.trial("dpo", 0.3, 2).path == found.folder / "dpo-0.3-seed2"
+    assert found.trial("ppo", 0.1, 1).stage.method.reward_model == f"{tmp_path}/support/reward/final"
+    found.run(jobs=1)
+    assert not {"reward-seed1", "dpo-0.3-seed1"} & set(started) and len(started) == 4
+    (tmp_path / "support/dpo/run.json").write_text(json.dumps({"status": "finished", "inputs": {}}))
+    assert small().trial("dpo", 0.3, 1).path == found.folder / "dpo-0.3-seed1"
+
+
+def test_a_stopped_trial_is_not_started_again(small, monkeypatch):
+    started = _trains(monkeypatch)
+    small().run(jobs=1)
+    trial = small().trial("ppo", small().settings["ppo"][0], 1)
+    (trial.path / "final").rmdir()
+    checkpoint = trial.path / "checkpoint-8"
+    checkpoint.mkdir()
+    (checkpoint / record.COMPLETE).write_text("{}")
+    run = json.loads((trial.path / "run.json").read_text())
+    (trial.path / "run.json").write_text(json.dumps(run | {"status": "running"}))
+    assert trial.state == "resumable"
+    (trial.path / "alerts.jsonl").write_text(json.dumps({"step": 8, "level": "stop"}) + "\n")
+    started.clear()
+    assert trial.state == "stopped" and trial.checkpoints() == [(8, checkpoint)]
+    assert small().run(jobs=1) == [] and not started
+
+
+def test_trials_at_a_time_follow_the_machine(comparison, monkeypatch):
+    stage = comparison().plan.stage("ppo")
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(module.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else int(10e9))
+    assert parallel(stage) == 2  # 10 GB free, 4 a trial
+    stage.hardware.device = "cuda"
+    assert parallel(stage) == 1
