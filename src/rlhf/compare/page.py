@@ -99,8 +99,8 @@ def sections(report: Row) -> list[Section]:
             _behaviours(report["behaviours"]),
             (
                 "behaviours",
-                f"True preference score with its 95% interval in the situations {_list(report['behaviours'])}.",
-                "Each situation is a part of the prompts, so its intervals are wide.",
+                f"True preference by situation: {_list(report['behaviours'])}.",
+                "A situation has part of the prompts only.",
             ),
         ),
         Section(
@@ -174,7 +174,7 @@ def _setup(setup: Row) -> list[Row]:
     values |= {f"{named(arm)} varies {tried['key']}": _list(tried["values"]) for arm, tried in setup["arms"].items()}
     for arm, at in (setup.get("chosen") or {}).items():
         values[f"{named(arm)} of the win rates"] = f"setting {_cell(at['setting'])}, step {_cell(at['step'])}"
-    values["chosen on"] = setup.get("chosen_on") or "-"
+    values["chosen on"] = setup.get("chosen_on")
     return [{"what": what, "value": value} for what, value in values.items()]
 
 
@@ -219,7 +219,7 @@ def _list(values: Iterable[Any]) -> str:
 
 def _origin(made: Row) -> str:
     commit = made["git"]["commit"][:8] + (" with uncommitted changes" if made["git"]["dirty"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    versions = _list(f"{name} {version}" for name, version in made["versions"].items())
     machine = ", ".join(
         f"{value} cores" if key == "cores" else value for key, value in made["machine"].items() if value
     )
@@ -278,12 +278,11 @@ body { max-width: 68rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 syst
 h1, h2, h3 { line-height: 1.25; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
 h3 { font-size: 1rem; overflow-wrap: anywhere; }
-a { color: inherit; }
 .conclusion { padding: .75rem 1rem; border-left: .3rem solid #111; background: #f3f3f3; }
 figure { margin: 1rem 0; }
 img { display: block; width: 100%; max-width: 42rem; height: auto; }
 figcaption, nav, footer { font-size: .9rem; color: #444; max-width: 42rem; }
-nav { max-width: none; line-height: 2; }
+nav { max-width: none; line-height: 2; } nav a { color: inherit; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
@@ -292,10 +291,8 @@ td.short { white-space: nowrap; min-width: 3rem; }
 th { max-width: 8rem; border-bottom: 1px solid #111; }
 footer { margin-top: 3rem; border-top: 1px solid #bbb; overflow-wrap: anywhere; }
 @media print {
-  body { max-width: none; margin: 0; }
-  nav { display: none; }
-  figure, tr, h2, h3 { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
+  body { max-width: none; margin: 0; } nav { display: none; }
+  figure, tr, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .wide { overflow: visible; }
   table { font-size: .7rem; }
   details::details-content { content-visibility: visible; display: block; }

@@ -8,7 +8,6 @@ from rlhf.evaluation.statistics import told_apart
 
 Row = dict[str, Any]
 OVER = 0.97  # the last checkpoint over the best one: below it the arm was trained past its peak
-LEVELS = {"warn": "warning"}
 EXTRAPOLATED = 0.1  # overlap in length below which a rate at equal length is a guess
 
 
@@ -38,19 +37,14 @@ def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
     first = winner or pair["first"]
     second = pair["second"] if first == pair["first"] else pair["first"]
     rate, low, high = _for(first, pair, pair)
-    numbers = (
-        f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} comparisons"
-    )
+    numbers = f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} pairs"
     if winner:
         said = [f"{named(first)} is preferred to {named(second)}: its win rate is {rate:.1%} ({numbers})."]
     else:
-        said = [
-            f"These data do not tell {named(first)} and {named(second)} apart: the win rate of "
-            f"{named(first)} is {rate:.1%} ({numbers}).",
-            f"About {pair['prompts_to_settle']:,} prompts would settle a difference of this size."
-            if pair["prompts_to_settle"]
-            else "More prompts alone would not settle it.",
-        ]
+        enough = pair["prompts_to_settle"]
+        advice = f"About {enough:,} prompts would settle it." if enough else "More prompts alone would not settle it."
+        apart = f"These data do not tell {named(first)} and {named(second)} apart"
+        said = [f"{apart}: the win rate of {named(first)} is {rate:.1%} ({numbers}).", advice]
     return said + _equal_length(first, winner, pair)
 
 
@@ -96,28 +90,26 @@ def _equal_kl(report: Row, winner: str | None) -> list[str]:
     counts = " and ".join(f"for {named(arm)} at {count}" for arm, count in above.items())
     said = f"{where} the 95% interval of the difference in true preference speaks {counts}."
     if winner:
-        other = "dpo" if winner == "ppo" else "ppo"
-        said += (
-            " The margin survives there."
-            if above[winner] and not above[other]
-            else " The margin does not survive there."
-        )
+        survives = above[winner] and not min(above.values())
+        said += f" The margin {'survives' if survives else 'does not survive'} there."
     return [said]
 
 
 def _over(arm: str, found: Row) -> str:
-    law, kept = found.get("law"), found.get("last_over_peak")
+    law, kept = found.get("law") or {}, found.get("last_over_peak")
+    fell = kept is not None and kept < OVER and found["gold_peak"] > 0  # a share of a score below 0 says nothing
+    bends = law.get("peak_kl") is not None and law["peak_kl"] < law["furthest_kl"]
     signs = []
-    if kept is not None and kept < OVER and found["gold_peak"] > 0:  # a share of a score below 0 says nothing
+    if fell:
         signs.append(
             f"its last checkpoint keeps {kept:.0%} of the true preference that it had at KL {found['kl_at_peak']:.2g}"
         )
-    if law and law["peak_kl"] is not None and law["peak_kl"] < law["furthest_kl"]:
+    if bends:
         signs.append(
-            f"the fitted law turns down at KL {law['peak_kl']:.2g}, inside the data, which reach {law['furthest_kl']:.2g}"
+            f"the fitted law turns down at KL {law['peak_kl']:.2g} while the data reach {law['furthest_kl']:.2g}"
         )
     if signs:
-        return f"{named(arm)} was over-optimized: {' and '.join(signs)}."
+        return f"{named(arm)} {'was' if fell else 'may have been'} over-optimized: {' and '.join(signs)}."
     if kept is None and not law:
         why = found.get("law_note") or "it has too few checkpoints"
         return f"Whether {named(arm)} was over-optimized cannot be told: {why.rstrip('.')}."
@@ -141,8 +133,8 @@ def _costs(report: Row) -> list[str]:
 def _alerts(alerts: list[Row], failed: list[Row]) -> list[str]:
     said = "The monitor of reward hacking raised no alert."
     if alerts:
-        counts = Counter(alert["level"] for alert in alerts)
-        levels = " and ".join(_count(counts[level], LEVELS.get(level) or str(level)) for level in sorted(counts))
+        counts = Counter(str(alert["level"]).replace("warn", "warning") for alert in alerts)
+        levels = " and ".join(_count(counts[level], level) for level in sorted(counts))
         rules, trials = sorted({a["rule"] for a in alerts}), len({a["trial"] for a in alerts})
         said = f"The monitor of reward hacking raised {levels} in {_count(trials, 'trial')} ({', '.join(rules)})."
     return [said] + ([f"{_count(len(failed), 'trial')} failed and could not count."] if failed else [])
