@@ -150,11 +150,11 @@ def test_costs_carry_their_numbers(drawn):
     assert numbers == [["150", "620", "40"], ["22", "94", "4"], ["0", "1.85", "0.61"], ["0.4", "2.1", "0"]]
 
 
-def test_what_the_report_lacks_is_not_drawn_and_an_old_picture_goes(shown):
-    report = synthetic_report()
-    assert len(shown(report)) == 5
-    report |= {"frontier": [], "win_rates": [], "behaviours": {}, "costs": []}
-    assert shown(report) == {}
+def test_what_the_report_lacks_is_not_drawn_and_an_old_picture_goes(tmp_path):
+    for name in NAMES:
+        (tmp_path / f"{name}.png").write_text("of an earlier report")
+    empty = synthetic_report() | {"frontier": [], "win_rates": [], "behaviours": {}, "costs": []}
+    assert figures.draw(tmp_path, empty) == {} and list(tmp_path.iterdir()) == []
 
 
 def test_a_thin_report_is_still_drawn(shown):

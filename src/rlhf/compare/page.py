@@ -174,7 +174,7 @@ def _setup(setup: Row) -> list[Row]:
     values |= {f"{named(arm)} varies {tried['key']}": _list(tried["values"]) for arm, tried in setup["arms"].items()}
     for arm, at in (setup.get("chosen") or {}).items():
         values[f"{named(arm)} of the win rates"] = f"setting {_cell(at['setting'])}, step {_cell(at['step'])}"
-    values["chosen on"] = setup.get("chosen_on")
+    values["chosen on"] = _cell(setup.get("chosen_on"))
     return [{"what": what, "value": value} for what, value in values.items()]
 
 
