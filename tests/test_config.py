@@ -162,13 +162,25 @@ def test_readme_commands_compose():
                     stages = own.pop("stages", "").strip("[]")
                     Plan(own.pop("recipe"), [f"{k}={v}" for k, v in own.items()], stages.split(",") if stages else None)
                     visited += 1
+                elif words[:2] == ["python", "src/compare.py"]:
+                    from rlhf.compare.trials import Comparison
+
+                    own = dict(w.split("=", 1) for w in words[2:])
+                    settings = {
+                        arm: [float(x) for x in own.pop(key).strip("[]").split(",")]
+                        for arm, key in (("dpo", "beta"), ("ppo", "kl_coef"))
+                        if key in own
+                    }
+                    recipe, name, _ = own.pop("recipe"), own.pop("name", "compare"), own.pop("seeds", None)
+                    Comparison(recipe, [f"{k}={v}" for k, v in own.items()], settings=settings, name=name)
+                    visited += 1
                 elif words[:1] == ["make"]:
                     assert f"\n{words[1]}:" in (REPO / "Makefile").read_text()
                     visited += 1
                 elif words[:1] == ["python"]:
                     assert Path(REPO / words[1]).is_file()
                     visited += 1
-    assert visited >= 36
+    assert visited >= 37
 
 
 def _compose_command(overrides: list[str]) -> None:
