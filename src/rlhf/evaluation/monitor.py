@@ -55,7 +55,7 @@ class Alert:
 class Monitor:
     """Raises ConfigError, naming the rule, for settings that make no sense.
 
-    `beta` is DPO's; `reward_top` the 99th percentile of the reward model's training scores, where it is known.
+    `beta` is DPO's; `reward_top` the 99th percentile of the reward model's held-out scores, where it is known.
     A run that goes on after an interruption feeds a new monitor with the lines it has already written.
     """
 

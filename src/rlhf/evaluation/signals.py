@@ -29,7 +29,7 @@ SIGNALS = {
     "copied": "share of a reply's 4-grams of words that its prompt has",
     "symbols": "share of characters that are neither letters, digits, spaces nor ASCII punctuation",
     "refusals": "share of replies that decline or do not know",
-    "saturated": "share of replies scored above the top hundredth of the reward model's training scores",
+    "saturated": "share of replies scored above the top hundredth of what the reward model gives held-out replies",
     "explained_variance": "1 - Var(return - value) / Var(return)",
     "clipfrac": "share of tokens at which PPO's clipped loss is active",
     "ratio_max": "largest change of a token's probability since the rollout, as a ratio",
@@ -81,7 +81,7 @@ def logged_signals(metrics: Mapping[str, float], beta: float | None = None) -> d
 
 
 def reply_signals(samples: Sequence[Sample], reward_top: float | None = None) -> dict[str, float]:
-    """The signals in lines of samples.jsonl; `reward_top` is the 99th percentile of the reward model's training scores."""
+    """The signals in lines of samples.jsonl; `reward_top` is the 99th percentile of the reward model's held-out scores."""
     samples = [s | {"reward": s["score"]} if "score" in s and "reward" not in s else s for s in samples]
     words = [s["reply"].lower().split() for s in samples]
     found = summary(samples) | {
