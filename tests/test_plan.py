@@ -139,6 +139,16 @@ def test_steps_of_ppo_and_of_what_is_not_counted(compose_stage):
     assert count_steps(compose_stage("debug=smoke"), None) == 2
 
 
+@pytest.mark.parametrize(
+    ("episodes", "epochs", "told"),
+    [(64, 1, "1 update of 1 optimizer step"), (128, 2, "2 updates of 2 optimizer steps")],
+)
+def test_one_step_is_not_several(tmp_path, episodes, epochs, told):
+    ppo = ["recipes=support/ppo", "batch_size=64", f"run.root={tmp_path}", "method.args.num_mini_batches=1"]
+    given = [f"method.args.total_episodes={episodes}", f"method.args.num_ppo_epochs={epochs}"]
+    assert f"steps    {told}" in list(lines(resolve([*ppo, *given])))
+
+
 def test_rows_are_counted_where_no_download_is_needed(compose_stage, tmp_path):
     file = tmp_path / "my.jsonl"
     rows = [{"prompt": "a?", "chosen": "b", "rejected": "c"}] * 5 + [{"prompt": "a?", "chosen": "b", "rejected": "b"}]

@@ -120,7 +120,9 @@ def lines(plan: Plan) -> Iterator[str]:
     size = f"{shape.parameters / 1e6:,.1f}M parameters"
     told = "counted when the rows are read" if steps is None else f"{steps:,}"
     if method == "ppo":
-        told += f" updates of {argument(stage, 'num_ppo_epochs') * argument(stage, 'num_mini_batches')} optimizer steps"
+        inner = argument(stage, "num_ppo_epochs") * argument(stage, "num_mini_batches")
+        updates = "updates" if steps is None else _number(steps, "update")
+        told = f"{updates} of {_number(inner, 'optimizer step')}" + (f", {told}" if steps is None else "")
     yield rule(f"{stage.run.recipe}/{stage.run.stage}")
     yield f"model    {stage.model.path}: {size}, {stage.quantization.name}, {adapter}, {hardware.precision}"
     yield f"method   {method}: {', '.join(ROLES[method])}" + (" on one base" if lora else ", a model each")
@@ -141,6 +143,10 @@ def lines(plan: Plan) -> Iterator[str]:
     verdict = "fits" if plan.fits else "does not fit"
     yield f"memory   {plan.gigabytes:.2f} GB in {plan.peak}: {verdict} hardware.memory_gb={hardware.memory_gb:g}"
     yield CHECKED
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def remedy(overrides: Sequence[str], plan: Plan) -> tuple[list[str], Plan]:
