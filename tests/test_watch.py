@@ -122,6 +122,9 @@ def test_dpo_is_stopped_and_goes_on(root, more):
     rows = _suspicious(folder)
     assert 8 <= len(rows) <= 10 and all(row["reward"] != 0 and row["prompt"] for row in rows)
     assert all("gold" in row for row in rows) == ("adapter=lora" in more), "training pairs come without facts"
+    with pytest.raises(GuardStop, match="checkpoint-2, .*suspicious.jsonl"):
+        run_stage(compose_config([*settings, *fires("chosen_fall", "chosen_fall > -9")]), [])
+    assert {line["step"] for line in read_lines(folder / "metrics.jsonl")} == {1, 2}, "nothing was trained"
     run_stage(compose_config([*settings, "monitor=none"]), [])
     assert read_run(folder)["status"] == "finished"
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4]
