@@ -71,10 +71,9 @@ class Replies:
             return
         from rlhf.data.prepare import test_prompts
         from rlhf.models.tokenizer import prompt_renderer
-        from rlhf.stage import quiet, return_freed_memory
+        from rlhf.stage import quiet
 
         quiet()
-        return_freed_memory()
         self.rows = test_prompts(self.stage, prompt_renderer(self.stage, self.tokenizer))
         if len(self.rows) < 20:
             raise DataError(
