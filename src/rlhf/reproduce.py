@@ -1,5 +1,6 @@
 """The verdict on a recipe: what its stages measured, against the published numbers that its stages state."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def keep(plan: Plan) -> Path:
 def index() -> str:
     """The table of all recipes: stages, cost as published, published numbers, and what was measured here."""
     lines = [
-        "| recipe | stages | base | machine, hours as published | memory | published | measured here |",
+        "| recipe | stages | base | machine, hours as published | memory of a device, planned | published | measured here |",
         "|---|---|---|---|---|---|---|",
     ]
     for recipe in sorted({option.rpartition("/")[0] for option in options("recipes")}):
@@ -113,7 +114,7 @@ def index() -> str:
             ", ".join(names),
             _base(stages[names[-1]]),
             _cost({name: stages[name] for name in names}),
-            "-",
+            _memory(recipe, tuple(names)),
             "<br>".join(published) or "no number",
             _measured_here(recipe),
         ]
@@ -136,6 +137,14 @@ def _cost(stages: dict[str, Stage]) -> str:
             hours = f" {stage.source.hours:g} h" if stage.source.hours else ""
             machines.setdefault(stage.source.hardware, []).append(name + hours)
     return "<br>".join(f"{machine}: {', '.join(names)}" for machine, names in machines.items()) or "-"
+
+
+@functools.cache
+def _memory(recipe: str, names: tuple[str, ...]) -> str:
+    """What src/plan.py says of each stage as the recipe has it."""
+    from rlhf.plan import resolve
+
+    return ", ".join(f"{name} {resolve([f'recipes={recipe}/{name}']).gigabytes:.1f}" for name in names) + " GB"
 
 
 def _stated(name: str, metric: str, expected: Any) -> str:
