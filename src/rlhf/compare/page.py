@@ -93,6 +93,7 @@ def sections(report: Row) -> list[Section]:
                 "95% of the gold, SFT's score taken as it is. With d = sqrt(KL), the law is that of Gao et al. 2022.",
             ),
         ),
+        Section("Each setting from its best to its last checkpoint", rows=_settings(report["overoptimization"])),
         Section(
             "By behaviour",
             "True preference by what the situation asks for, with 95% intervals.",
@@ -159,6 +160,10 @@ def _over(arm: str, found: Row) -> Row:
         "gold where chosen": best.get("gold_chosen"),
         "gold elsewhere": best.get("gold_reported"),
     }
+
+
+def _settings(found: dict[str, Row]) -> list[Row]:
+    return [{"arm": arm, **curve} for arm in by_order(found) for curve in found[arm].get("settings", ())]
 
 
 def _behaviours(behaviours: dict[str, dict[str, Row]]) -> list[Row]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlhf import record
@@ -158,9 +158,15 @@ class Comparison:
             overrides.append("method.args.save_total_limit=null")  # every checkpoint is a point of the frontier
             stage.method.args["save_total_limit"] = None
         found = Trial(arm, setting, seed, stage, overrides)
-        name = f"{self.name}/{found.name}"
-        run = replace(stage.run, stage=name)
-        apart = Trial(arm, setting, seed, replace(stage, run=run), [*overrides, f"run.stage={name}"])
+        stage, overrides = copy.deepcopy(stage), [*overrides, f"run.stage={self.name}/{found.name}"]
+        stage.run.stage = f"{self.name}/{found.name}"
+        if arm != "reward":  # every checkpoint is asked once all trials are there; nothing else is worth a trial's time
+            overrides.append("evaluation.prompts=0")
+            stage.evaluation.prompts = 0
+        if arm == "dpo":
+            overrides.append("method.args.eval_strategy=no")
+            stage.method.args["eval_strategy"] = "no"
+        apart = Trial(arm, setting, seed, stage, overrides)
         return found if not record.read_run(apart.path) and found.state == "finished" else apart
 
     def trials(self) -> list[Trial]:
