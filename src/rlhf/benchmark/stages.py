@@ -5,6 +5,7 @@ Peaks are above a process that has trained a tiny model with the method before, 
 
 import importlib
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,27 @@ from rlhf.stage import return_freed_memory
 DATASETS = {"sft": "local_demonstrations", "ppo": "support_prompts"}
 
 
-def compare_plans(size: Size, *, device: str, threads: int | None) -> dict[str, Any]:
-    """Planned and measured MB of each method, measured in a process of its own, without and with what the libraries take."""
+def compare_plans(size: Size, *, device: str, threads: int | None, at_once: int = 1) -> dict[str, Any]:
+    """Planned and measured MB of each method, measured in a process of its own, without and with what the libraries take.
+
+    Memory is a process's own, so several may run `at_once`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         device = worker(folder, {"size": asdict(size), "device": device}, threads)["device"]
         found: dict[str, Any] = {"device": device, "size": asdict(size), "methods": {}}
-        for method in ROLES:
-            one = worker(folder, {"method": method}, threads)
-            stage = stage_of(Workload.read(Path(folder)), method)
-            moments = estimate(stage, shape_of(stage)).values()
-            own = [sum(size for part, size in parts.items() if part not in OVERHEAD) for parts in moments]
-            one |= {"planned_mb": max(own) / 2**20, "planned_peak_mb": max(sum(m.values()) for m in moments) / 2**20}
-            found["methods"][method] = one | {"ratio": one["planned_mb"] / one["measured_mb"]}
-            print(f"{method:8s} {one['planned_mb']:.0f} MB planned, {one['measured_mb']:.0f} MB measured", flush=True)
+        with ThreadPoolExecutor(at_once) as pool:
+            for method, one in zip(
+                ROLES, pool.map(lambda m: worker(folder, {"method": m}, threads), ROLES), strict=True
+            ):
+                stage = stage_of(Workload.read(Path(folder)), method)
+                moments = estimate(stage, shape_of(stage)).values()
+                own = [sum(size for part, size in parts.items() if part not in OVERHEAD) for parts in moments]
+                one["planned_mb"] = max(own) / 2**20
+                one["planned_peak_mb"] = max(sum(m.values()) for m in moments) / 2**20
+                found["methods"][method] = one | {"ratio": one["planned_mb"] / one["measured_mb"]}
+                print(
+                    f"{method:8s} {one['planned_mb']:.0f} MB planned, {one['measured_mb']:.0f} MB measured", flush=True
+                )
     return found
 
 
@@ -40,18 +49,36 @@ def measure_stage(work: Workload, method: str, *settings: str) -> dict[str, floa
     """Peak of loading and training above what was in use before, and peak of the process."""
     return_freed_memory()
     memory = Memory(work.device)
-    for one in (make(work.folder / "tiny", SIZES["tiny"], work.device), work):
+    for one in (make(work.folder / f"tiny-{method}", SIZES["tiny"], work.device), work):
         stage, rows = stage_of(one, method, *settings), _rows(one, method)
         memory.start()
-        trainer_of(stage, one.tokenizer(), rows).train()
+        trainer = trainer_of(stage, one.tokenizer(), rows)
+        trainer.add_callback(_with_moments())
+        trainer.train()
     return {"measured_mb": memory.peak() - memory.before, "peak_mb": memory.peak()}
 
 
+def _with_moments() -> Any:
+    """A callback that has the optimizer make its state before the first step: one step then needs what later ones do."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Moments(TrainerCallback):
+        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return Moments
+
+
 def stage_of(work: Workload, method: str, *settings: str) -> Stage:
-    """One micro-batch a step, twice, so that the second finds the optimizer's state; PPO makes its two on one rollout."""
+    """One step of one micro-batch."""
     size, folder = work.size, work.folder
     given = f"""method={method} dataset={DATASETS.get(method, "local_pairs")} dataset.path=random.jsonl evaluation.prompts=0
-        dataset.max_length={size.prompt_tokens + size.reply_tokens} dataset.max_prompt_length={size.prompt_tokens} debug.max_steps=2
+        dataset.max_length={size.prompt_tokens + size.reply_tokens} dataset.max_prompt_length={size.prompt_tokens} debug.max_steps=1
         model.path={folder}/base model.chat_template=plain run.root={folder}/runs adapter.args.r={size.rank}
         batch_size={size.micro_batch} hardware.micro_batch_size={size.micro_batch}"""
     if work.device == "cuda":
@@ -59,10 +86,8 @@ def stage_of(work: Workload, method: str, *settings: str) -> Stage:
     if method != "sft":
         given += f" method.start_from={folder}/sft"
     if method == "ppo":
-        given += (
-            f" method.reward_model={folder}/reward method.args.response_length={size.reply_tokens} debug.max_steps=1"
-        )
-        given += " method.args.num_ppo_epochs=2 method.args.eos_token_ids=[] method.args.missing_eos_penalty=null"
+        given += f" method.reward_model={folder}/reward method.args.response_length={size.reply_tokens}"
+        given += " method.args.num_ppo_epochs=1 method.args.eos_token_ids=[] method.args.missing_eos_penalty=null"
     return to_stage(compose_config([*given.split(), *settings]))
 
 
