@@ -122,7 +122,7 @@ def test_ppo_starts_with_kl_0_and_ratio_1(chain):
     """From a real SFT adapter on NF4: the first update's own metrics, before any step has been made."""
     first = _metrics(chain / "support" / "ppo")[0]
     assert first["objective/kl"] == 0.0
-    _, _, trainer, _ = _build(chain, "ppo", "method.args.num_ppo_epochs=1")
+    _, _, trainer, _ = _build(chain, "ppo", "method.args.num_ppo_epochs=1", "method.args.num_mini_batches=1")
     trainer.train()
     logs = [log for log in trainer.state.log_history if "val/ratio" in log]
     assert logs[0]["objective/kl"] == 0.0 and logs[0]["val/ratio"] == pytest.approx(1.0, abs=1e-6)

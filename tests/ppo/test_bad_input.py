@@ -139,13 +139,13 @@ def test_what_cannot_work_is_refused_and_costs_nothing(workshop, finished, tmp_p
 
 @pytest.mark.parametrize(
     ("evaluation", "call", "metric"),
-    [("null", 2, "reward/mean"), ("'evaluation[:4]'", 4, "eval_objective/scores")],
+    [("null", 2, "reward/mean"), ("'evaluation[:4]'", 5, "eval_objective/scores")],
 )
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_a_score_that_is_no_number_stops_the_run_which_then_goes_on(
     workshop, tmp_path, monkeypatch, capsys, evaluation, call, metric, bad
 ):
-    """Exit 4 in update 2 or in the evaluation after it; checkpoint-1 stays, and the same command ends as an unbroken run."""
+    """Exit 4 in update 2 or in the evaluation after it (one comes before update 1); checkpoint-1 stays, and the same command ends as an unbroken run."""
     calls, folder = [], tmp_path / "broken" / "adhoc" / "ppo"
 
     def moody(prompts, replies, rows):

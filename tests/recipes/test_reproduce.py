@@ -11,6 +11,8 @@ from rlhf.errors import ConfigError, GuardStop
 from rlhf.expectations import measured, verdict
 from rlhf.reproduce import END, START, into, settle
 
+STATED = [("sft", "gold_score"), ("reward", "accuracy_true")]
+STATED += [(stage, metric) for stage in ("dpo", "ppo") for metric in ("gold_score", "win_rate_vs_sft")]  # of support
 BAND = Expected(published=0.5, source="a card", low=0.4, high=0.6, band="ours")
 
 
@@ -61,9 +63,19 @@ def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
     shutil.copytree(chain / "support", tmp_path / "support")
     accuracy = json.loads((tmp_path / "support/reward/results.json").read_text())["accuracy"]
 
+    own = [
+        f"{s}.expect.{m}.{side}" for s, m in STATED for side in ("low=-9", "high=9")
+    ]  # two steps reproduce none of them
+
     def reproduce(low, high, *more):
         band = f"{{published: {(low + high) / 2}, low: {low}, high: {high}, band: ours, source: here}}"
-        settings = ("recipe=support", "debug=smoke", f"run.root={tmp_path}", f"reward.+expect={{accuracy: {band}}}")
+        settings = (
+            "recipe=support",
+            "debug=smoke",
+            f"run.root={tmp_path}",
+            f"reward.+expect={{accuracy: {band}}}",
+            *own,
+        )
         return door("reproduce.py", *settings, *more)
 
     inside = reproduce(accuracy - 0.01, accuracy + 0.01)
