@@ -144,7 +144,8 @@ class EndpointJudge:
                 letter = _letter(self._post(messages))
         except Failed as failure:
             with self._lock:
-                self._failed, self._in_a_row, self._why = self._failed + 1, self._in_a_row + 1, str(failure)
+                if self._in_a_row < IN_A_ROW:  # what other threads still had under way says nothing new
+                    self._failed, self._in_a_row, self._why = self._failed + 1, self._in_a_row + 1, str(failure)
                 if self._in_a_row >= IN_A_ROW:
                     raise self._out_of_reach() from None
             return
