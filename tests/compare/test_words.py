@@ -44,13 +44,22 @@ KL = "equal_kl__"
         ({LENGTH + "overlap": 0.04}, "(overlap 0.04), so this rate is extrapolated."),
         ({"win_rates__0__length_controlled": None}, "Whether length explains it was not measured."),
         ({}, "At equal KL from SFT (2 points from 1 to 4 nats a reply)"),
-        ({}, "speaks for PPO at 2 and for DPO at 0. The margin survives there."),
-        ({KL + "0__low": -0.1}, "speaks for PPO at 1 and for DPO at 0. The margin survives there."),
-        ({KL + "0__low": -0.5, KL + "0__high": -0.1}, "for PPO at 1 and for DPO at 1. The margin does not survive there."),
+        ({}, "favours PPO at 2 and DPO at none. The margin survives there."),
+        ({KL + "0__low": -0.1}, "favours PPO at 1 and DPO at none. The margin survives there."),
+        ({KL + "0__low": -0.5, KL + "0__high": -0.1}, "favours PPO at 1 and DPO at 1. The margin does not survive there."),
         ({KL + "0__low": -0.1, KL + "1__low": -0.1}, "includes 0 everywhere; the margin may come from how far each arm moved."),
         (UNDECIDED | {KL + "0__low": -0.1, KL + "1__low": -0.1}, "includes 0 everywhere. "),
         ({"equal_kl": [], "equal_kl_note": "their KLs do not overlap."}, "could not be compared at equal KL: their KLs do not overlap. "),
         ({"equal_kl": []}, "could not be compared at equal KL: no KL was reached by both arms."),
+        (
+            {},
+            "Against the baselines: DPO is preferred to SFT (70.0%), PPO is preferred to SFT (79.0%), PPO is not told apart from "
+            "best-of-16 (54.0%), DPO is not told apart from best-of-16 (49.0%).",
+        ),
+        (
+            {"win_rates__4__rate": 0.4, "win_rates__4__low": 0.35, "win_rates__4__high": 0.45, "win_rates__4__p_corrected": 0.01},
+            "best-of-16 is preferred to PPO (60.0%)",
+        ),
         ({}, "DPO shows no over-optimization as far as it was trained."),
         ({}, "PPO was over-optimized: its last checkpoint keeps 88% of the true preference that it had at KL 5.4 and the fitted law"),
         ({"overoptimization__ppo__last_over_peak": 0.99}, "PPO may have been over-optimized: the fitted law turns down at KL 5.2"),
@@ -90,10 +99,10 @@ def test_what_the_numbers_do_not_support_is_not_said():
     ):
         assert absent not in plain, absent
     undecided = said(**UNDECIDED)
-    for absent in ("is preferred", "margin"):
+    for absent in ("PPO is preferred to DPO", "DPO is preferred to PPO", "margin"):
         assert absent not in undecided, absent
     bare = said(costs=[], dpo_with_ppo_time="", win_rates=[])
-    for absent in ("took", "PPO's time", "equal KL", "equal length"):
+    for absent in ("took", "PPO's time", "equal KL", "equal length", "baselines"):
         assert absent not in bare, absent
 
 

@@ -54,7 +54,8 @@ def sections(report: Row) -> list[Section]:
     parts = [
         Section(
             "Frontier",
-            "How much true preference each arm gains for the distance it goes from SFT.",
+            "How much true preference each arm gains for the distance it goes from SFT. Best-of-n trains no policy: of n replies of "
+            "SFT to a prompt it keeps the one that the reward model scores highest.",
             figure=(
                 "frontier",
                 f"True preference score against the square root of KL from SFT: checkpoints of {arms}, SFT and best-of-n.",
@@ -84,7 +85,7 @@ def sections(report: Row) -> list[Section]:
         ),
         Section(
             "Over-optimization",
-            "The best checkpoint is chosen on one half of the prompts and reported on the other: the first number flatters.",
+            "The best checkpoint is chosen on one half of the prompts and reported on the other: the first number is chosen for being high.",
             [_over(arm, report["overoptimization"][arm]) for arm in by_order(report["overoptimization"])],
             (
                 "overoptimization",
@@ -152,7 +153,9 @@ def _over(arm: str, found: Row) -> Row:
         "at KL": found["kl_at_peak"],
         "last gold": found["gold_last"],
         "last / highest": found["last_over_peak"],
-        "law": f"d ({law['alpha']:.2f} - {law['beta']:.2f} {bend})" if law else found["law_note"],
+        "law": f"d ({law['alpha']:.2f} {'+-'[law['beta'] >= 0]} {abs(law['beta']):.2f} {bend})"
+        if law
+        else found["law_note"],
         "its error": law and law["residual"],
         "its peak, KL": law and (law["peak_kl"] if law["peak_kl"] is not None else "none"),
         "KL reached": law and law["furthest_kl"],

@@ -6,18 +6,22 @@ Every policy draws with the same random numbers, and what was drawn once is kept
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rlhf import record
-from rlhf.compare.trials import Comparison, Trial
+from rlhf.compare.trials import Comparison, Trial, die_with_parent, threads
 from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop
 from rlhf.evaluation.judges import Judge, load_judge
 from rlhf.evaluation.metrics import Sample
 
+Row = dict[str, Any]
 Score = Callable[[Sequence[Sample]], list[float]]
 KEPT = ("prompt", "prompt_ids", "messages", "reference", "facts", "reply", "ids", "length", "ended")
 POOL = 16  # samples of the SFT model to each prompt that best-of-n draws from
@@ -63,8 +67,11 @@ class Replies:
         """`prompts * (POOL + seeds)` samples of the SFT model, prompt by prompt, scored by the reward model of `seed`."""
         return _read(self.folder / f"sft-seed{seed}.jsonl")
 
-    def make(self, trials: Sequence[Trial]) -> None:
-        """Draw and score what is missing; raises DataError without test prompts, GuardStop for a score that is not a number."""
+    def make(self, trials: Sequence[Trial], jobs: int = 1) -> None:
+        """Draw and score what is missing, `jobs` policies at a time.
+
+        Raises DataError without test prompts, GuardStop for a score that is not a number.
+        """
         wanted = [t for t in trials if t.arm != "reward" and any(not self._is_there(t, s) for s, _ in t.checkpoints())]
         pools = [seed for seed in self.comparison.seeds if not self._pool_is_there(seed)]
         if not wanted and not pools:
@@ -74,25 +81,42 @@ class Replies:
         from rlhf.stage import quiet
 
         quiet()
-        self.rows = test_prompts(self.stage, prompt_renderer(self.stage, self.tokenizer))
-        if len(self.rows) < 20:
+        rows = test_prompts(self.stage, prompt_renderer(self.stage, self.tokenizer))
+        if len(rows) < 20:
             raise DataError(
-                f"dataset.splits.test={self.stage.dataset.splits.test}: {len(self.rows)} prompts are too few for an interval\n"
+                f"dataset.splits.test={self.stage.dataset.splits.test}: {len(rows)} prompts are too few for an interval\n"
                 "  fix: a larger split, or evaluation.prompts=200"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        if pools:
-            print(f"replies of sft  ({POOL + len(self.comparison.seeds)} to each prompt)", flush=True)
-            self._draw_pools(pools)
-        for count, trial in enumerate(wanted, 1):
-            print(f"replies of {trial.name}  ({count} of {len(wanted)})", flush=True)
-            self._draw(trial)
+        tasks: list[list[int] | Trial] = [*([pools] if pools else []), *wanted]
+        for count, name in enumerate(self._drawn(tasks, rows, min(jobs, len(tasks))), 1):
+            print(f"replies of {name}  ({count} of {len(tasks)})", flush=True)
 
-    def _draw_pools(self, seeds: Sequence[int]) -> None:
+    def _drawn(self, tasks: Sequence[list[int] | Trial], rows: Sequence[Row], jobs: int) -> Iterator[str]:
+        """Do the tasks, in processes of their own if there are several jobs; gives the name of each as it is done."""
+        if jobs < 2:
+            yield from (self._draw(task, rows) for task in tasks)
+            return
+        mine = Replies(self.comparison, self.gold_name)  # without what has been loaded here
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (threads(jobs),))
+        try:
+            yield from pool.map(mine._draw, tasks, [rows] * len(tasks))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _draw(self, task: list[int] | Trial, rows: Sequence[Row]) -> str:
+        """Replies of the SFT model, scored for each of some seeds, or those of a trial's checkpoints."""
+        if isinstance(task, Trial):
+            self._draw_trial(task, rows)
+            return task.name
+        self._draw_pools(task, rows)
+        return "sft"
+
+    def _draw_pools(self, seeds: Sequence[int], prompts: Sequence[Row]) -> None:
         from rlhf.evaluation.evaluate import answer
 
         roles, _ = self._roles({"policy": self.start}, None)
-        rows = [row for row in self.rows for _ in range(POOL + len(self.comparison.seeds))]
+        rows = [row for row in prompts for _ in range(POOL + len(self.comparison.seeds))]
         drawn = answer(self.stage, self.tokenizer, roles["policy"], [row["input_ids"] for row in rows], temperature=1.0)
         samples = self._with_prompts(drawn, rows)
         golds = self.gold(samples)
@@ -100,17 +124,17 @@ class Replies:
             _, proxy = self._roles({}, seed)
             _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, proxy(samples))
 
-    def _draw(self, trial: Trial) -> None:
+    def _draw_trial(self, trial: Trial, rows: Sequence[Row]) -> None:
         from rlhf.evaluation.evaluate import answer, reply_kl
 
         missing = {f"step{step}": folder for step, folder in trial.checkpoints() if not self._is_there(trial, step)}
         together = self.stage.adapter.name != "none"  # adapters share a base, whole models would not fit side by side
-        prompts = [row["input_ids"] for row in self.rows]
+        prompts = [row["input_ids"] for row in rows]
         for group in [missing] if together else [{name: folder} for name, folder in missing.items()]:
             roles, proxy = self._roles(group | {"reference": self.start}, trial.seed)
             for name in group:
                 drawn = answer(self.stage, self.tokenizer, roles[name], prompts, temperature=1.0)
-                samples = self._with_prompts(drawn, self.rows)
+                samples = self._with_prompts(drawn, rows)
                 ids = [s["ids"] for s in samples]
                 kls = reply_kl(self.stage, self.tokenizer, roles[name], roles["reference"], prompts, ids)
                 file = self._file(trial, int(name.removeprefix("step")))
@@ -132,7 +156,7 @@ class Replies:
         """The weights that score the replies of this seed."""
         return self.comparison.trial("ppo", self.comparison.settings["ppo"][0], seed).stage.method.reward_models[0]
 
-    def _with_prompts(self, drawn: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> list[Sample]:
+    def _with_prompts(self, drawn: Sequence[Sample], rows: Sequence[Row]) -> list[Sample]:
         return [
             {key: row[key] for key in ("prompt", "messages", "reference")}
             | {"prompt_ids": row["input_ids"], "facts": json.loads(row["facts"])}
@@ -161,6 +185,15 @@ class Replies:
         asked = (stage.dataset.path, stage.dataset.options, stage.dataset.splits.test, vars(stage.evaluation))
         parts = (weights, asked, POOL + len(self.comparison.seeds), self.gold_name)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _start_worker(count: str) -> None:
+    """Runs before torch is loaded, which reads the number once."""
+    die_with_parent()
+    os.environ["OMP_NUM_THREADS"] = count
+    from rlhf.stage import quiet
+
+    quiet()
 
 
 def _nobody(samples: Sequence[Sample]) -> list[float]:

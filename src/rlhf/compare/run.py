@@ -40,7 +40,8 @@ def run(
             raise ConfigError(
                 f"gold={gold} is the reward that PPO is trained on\n  fix: a reward model that neither arm learned from"
             )
-    failed = comparison.run(jobs or parallel(stage))
+    jobs = jobs or parallel(stage)
+    failed = comparison.run(jobs)
     lost = {trial.name for trial, _ in failed}
     trials = [trial for trial in comparison.trials() if trial.name not in lost]
     for arm in ("dpo", "ppo"):
@@ -53,7 +54,7 @@ def run(
     from rlhf.compare.words import conclusion
 
     replies = Replies(comparison, gold)
-    replies.make(trials)
+    replies.make(trials, jobs)
     decides = judge or gold
     compare = _by_gold if decides == gold != "annotator" else replies.judge(decides).compare
     report = analyze(comparison, replies, trials, compare, decides, failed)

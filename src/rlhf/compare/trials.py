@@ -211,7 +211,6 @@ class Comparison:
         command = ["src/train.py", f"recipes={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
         if record.state(trial.stage) == "stale":
             command.append("run.overwrite=true")
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
         with self._log(trial).open("a") as log:
             log.write(f"$ python {' '.join(command)}\n")
             log.flush()
@@ -219,8 +218,8 @@ class Comparison:
                 [sys.executable, str(REPO / command[0]), *command[1:]],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": threads},
-                preexec_fn=_die_with_parent,
+                env=os.environ | {"OMP_NUM_THREADS": threads(jobs)},
+                preexec_fn=die_with_parent,
                 check=False,
             ).returncode
 
@@ -245,10 +244,15 @@ def _pair_key(stage: Stage, key: str) -> object:
     return stage.dataset.splits.train if key == "splits.train" else getattr(stage.dataset, key)
 
 
-def _die_with_parent() -> None:
-    """A killed comparison leaves no trial behind that writes where the next one does; its checkpoints are complete or absent."""
+def die_with_parent() -> None:
+    """A killed comparison leaves no process behind that writes where the next one does; its checkpoints are complete or absent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def threads(jobs: int) -> str:
+    """OMP_NUM_THREADS of each of so many processes at a time: two of them with all the cores each wait for one another."""
+    return str(max(1, (os.cpu_count() or 1) // jobs))
 
 
 def parallel(stage: Stage) -> int:

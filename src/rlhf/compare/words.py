@@ -18,6 +18,7 @@ def conclusion(report: Row) -> str:
     parts = _who_wins(pair, len(report["win_rates"]))
     if pair is not None:
         parts += _equal_kl(report, _winner(pair))
+    parts += _baselines(report["win_rates"], arms)
     parts += [_over(arm, report["overoptimization"].get(arm) or {}) for arm in arms]
     parts += _costs(report)
     parts += _alerts(report["alerts"], report["failed"])
@@ -87,12 +88,25 @@ def _equal_kl(report: Row, winner: str | None) -> list[str]:
     if not any(above.values()):
         said = f"{where} the 95% interval of the difference in true preference includes 0 everywhere"
         return [said + ("; the margin may come from how far each arm moved." if winner else ".")]
-    counts = " and ".join(f"for {named(arm)} at {count}" for arm, count in above.items())
-    said = f"{where} the 95% interval of the difference in true preference speaks {counts}."
+    counts = " and ".join(f"{named(arm)} at {count or 'none'}" for arm, count in above.items())
+    said = f"{where} the 95% interval of the difference in true preference favours {counts}."
     if winner:
         survives = above[winner] and not min(above.values())
         said += f" The margin {'survives' if survives else 'does not survive'} there."
     return [said]
+
+
+def _baselines(pairs: list[Row], arms: list[str]) -> list[str]:
+    """Each arm against what needs no training beyond SFT."""
+    said = []
+    for pair in pairs:
+        if (pair["first"] in arms) == (pair["second"] in arms) or pair["rate"] is None:
+            continue
+        winner = _winner(pair) or pair["first"]
+        loser = pair["second"] if winner == pair["first"] else pair["first"]
+        verb = "is preferred to" if _winner(pair) else "is not told apart from"
+        said.append(f"{named(winner)} {verb} {named(loser)} ({_for(winner, pair, pair)[0]:.1%})")
+    return [f"Against the baselines: {', '.join(said)}."] if said else []
 
 
 def _over(arm: str, found: Row) -> str:
