@@ -143,13 +143,15 @@ def _over(frontier: list[dict[str, Any]], arm: str) -> dict[str, Any]:
         "best-of-n" if arm == "best-of-n" else "rl",
     )
     peak, last = max(rows, key=lambda row: row["gold"]), max(rows, key=lambda row: row["kl"])
+    fall = peak["gold"] - last["gold"]
     return {
         "law": {
             "kind": law.kind, "alpha": law.alpha, "beta": law.beta, "peak_kl": None if law.peak is None else law.peak**2,
-            "furthest_kl": law.furthest**2, "residual": law.residual,
+            "furthest_kl": law.furthest**2, "residual": law.residual, "turns": law.turns,
         },
         "law_note": "", "gold_peak": peak["gold"], "kl_at_peak": peak["kl"], "gold_last": last["gold"],
         "last_over_peak": last["gold"] / peak["gold"],
+        "fall": {"kl": peak["kl"], "mean": fall, "low": fall - 0.15, "high": fall + 0.15},
         "best": {"setting": peak["setting"], "step": peak["step"], "gold_chosen": peak["gold"], "gold_reported": peak["gold"] - 0.06},
     }  # fmt: skip
 

@@ -108,6 +108,12 @@ def test_the_report_says_what_was_planted(make, tmp_path):
     curves = {c["setting"]: c for c in report["overoptimization"]["ppo"]["settings"]}
     assert curves[0.1]["gold_last"] < curves[0.1]["gold_peak"] and curves[0.1]["kl_at_peak"] == pytest.approx(2.0)
     assert curves[0.3]["last_over_peak"] == 1.0
+    assert curves[0.1]["fall"]["low"] > 0 and curves[0.3]["fall"] == {
+        "kl": curves[0.3]["kl_last"],
+        "mean": 0,
+        "low": 0,
+        "high": 0,
+    }
     at = report["equal_kl"]
     assert (
         at[-1]["kl"] == pytest.approx(4.0)

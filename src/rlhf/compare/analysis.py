@@ -250,20 +250,26 @@ def _law(points: Sequence[tuple[float, float]], kind: Kind) -> dict[str, Any]:
             "peak_kl": None if peak is None or peak > 10 * law.furthest else peak**2,
             "furthest_kl": law.furthest**2,
             "residual": law.residual,
+            "turns": law.turns,
         },
         "law_note": "",
     }
 
 
 def _curve(evidence: Evidence, arm: str, setting: float) -> dict[str, Any]:
-    """Gold, mean over seeds and prompts, at the best and at the last checkpoint of a setting, the start included."""
-    at = [(0.0, float(table(evidence.sft, "gold").mean()))]
-    at += [
-        (float(table(rows, "kl").mean()), float(table(rows, "gold").mean()))
-        for (own, _), rows in evidence.complete(arm).items()
-        if own == setting
-    ]
-    return {"setting": setting, **_peak(at)}
+    """Gold, mean over seeds and prompts, at the best and at the last checkpoint of a setting, the start included.
+
+    `fall` is from the best on every other prompt to the last, on the rest: a best that is luck does not fall there.
+    """
+    rows = [evidence.sft, *(at for (own, _), at in evidence.complete(arm).items() if own == setting)]
+    kls, golds = [float(table(at, "kl").mean()) for at in rows], [table(at, "gold") for at in rows]
+    best = max(range(len(golds)), key=lambda place: float(golds[place][:, ::2].mean()))
+    fall = estimate((golds[best] - golds[-1])[:, 1::2])
+    return {
+        "setting": setting,
+        **_peak([*zip(kls, (float(gold.mean()) for gold in golds), strict=True)]),
+        "fall": {"kl": kls[best], "mean": fall.mean, "low": fall.low, "high": fall.high},
+    }
 
 
 def _peak(at: Sequence[tuple[float, float]]) -> dict[str, Any]:

@@ -224,6 +224,6 @@ def _draw_law(column: Any, law: Row | None) -> None:
     fitted = Law(law["kind"], law["alpha"], law["beta"], law["furthest_kl"] ** 0.5, law["residual"])
     d = np.linspace(0, fitted.furthest, 200)
     column[1].plot(d, fitted(d), "--", color="black", linewidth=1.6, label="law fitted to the gold")
-    if law["peak_kl"] is not None and law["peak_kl"] <= law["furthest_kl"]:
+    if law["turns"]:
         for axes in column:
             axes.axvline(law["peak_kl"] ** 0.5, linestyle=":", color="black", label="its peak")

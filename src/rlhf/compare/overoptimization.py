@@ -31,6 +31,13 @@ class Law:
             return self.alpha / (2 * self.beta) if self.alpha > 0 else None
         return math.exp(min(self.alpha / self.beta - 1, 700.0))
 
+    @property
+    def turns(self) -> bool:
+        """Whether it peaks among the fitted points and falls behind the peak by more than twice the error of the fit."""
+        if self.peak is None or self.peak >= self.furthest:
+            return False
+        return float(self(self.peak) - self(self.furthest)) > 2 * self.residual
+
 
 def fit_law(kl: np.ndarray, gold: np.ndarray, kind: Kind) -> Law:
     """Least squares over `[points]` of KL in nats a reply and mean gold relative to the start's, which the law sets to 0.

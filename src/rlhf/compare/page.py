@@ -94,7 +94,11 @@ def sections(report: Row) -> list[Section]:
                 "95% of the gold, SFT's score taken as it is. With d = sqrt(KL), the law is that of Gao et al. 2022.",
             ),
         ),
-        Section("Each setting from its best to its last checkpoint", rows=_settings(report["overoptimization"])),
+        Section(
+            "Each setting from its best to its last checkpoint",
+            "The fall is from the checkpoint that is best on one half of the prompts, counted on the other, with a 95% interval.",
+            _settings(report["overoptimization"]),
+        ),
         Section(
             "By behaviour",
             "True preference by what the situation asks for, with 95% intervals.",
@@ -166,7 +170,11 @@ def _over(arm: str, found: Row) -> Row:
 
 
 def _settings(found: dict[str, Row]) -> list[Row]:
-    return [{"arm": arm, **curve} for arm in by_order(found) for curve in found[arm].get("settings", ())]
+    return [
+        {"arm": arm, **curve, "fall": _interval(curve["fall"], "mean")}
+        for arm in by_order(found)
+        for curve in found[arm].get("settings", ())
+    ]
 
 
 def _behaviours(behaviours: dict[str, dict[str, Row]]) -> list[Row]:

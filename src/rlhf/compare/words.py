@@ -7,7 +7,6 @@ from rlhf.compare.figures import named, trained
 from rlhf.evaluation.statistics import told_apart
 
 Row = dict[str, Any]
-OVER = 0.97  # the last checkpoint over the best one: below it the arm was trained past its peak
 EXTRAPOLATED = 0.1  # overlap in length below which a rate at equal length is a guess
 
 
@@ -110,21 +109,21 @@ def _baselines(pairs: list[Row], arms: list[str]) -> list[str]:
 
 
 def _over(arm: str, found: Row) -> str:
-    law, kept = found.get("law") or {}, found.get("last_over_peak")
-    fell = kept is not None and kept < OVER and found["gold_peak"] > 0  # a share of a score below 0 says nothing
-    bends = law.get("peak_kl") is not None and law["peak_kl"] < law["furthest_kl"]
+    law, fall = found.get("law") or {}, found.get("fall") or {}
+    fell = fall.get("low") is not None and fall["low"] > 0
     signs = []
     if fell:
         signs.append(
-            f"its last checkpoint keeps {kept:.0%} of the true preference that it had at KL {found['kl_at_peak']:.2g}"
+            f"from KL {fall['kl']:.2g} to its last checkpoint it lost {fall['mean']:.2f} points of true preference "
+            f"(95% interval {fall['low']:.2f} to {fall['high']:.2f})"
         )
-    if bends:
+    if law.get("turns"):
         signs.append(
             f"the fitted law turns down at KL {law['peak_kl']:.2g} while the data reach {law['furthest_kl']:.2g}"
         )
     if signs:
         return f"{named(arm)} {'was' if fell else 'may have been'} over-optimized: {' and '.join(signs)}."
-    if kept is None and not law:
+    if not fall and not law:
         why = found.get("law_note") or "it has too few checkpoints"
         return f"Whether {named(arm)} was over-optimized cannot be told: {why.rstrip('.')}."
     return f"{named(arm)} shows no over-optimization as far as it was trained."
