@@ -144,9 +144,9 @@ def test_each_key_has_a_sentence():
 
 
 def test_readme_commands_compose():
-    """Every `python src/train.py` and `pipeline.py` command in the README and in recipe READMEs composes."""
+    """Every `python src/train.py`, `pipeline.py`, `compare.py` command in the README, in docs and in recipe READMEs composes."""
     visited = 0
-    for readme in [REPO / "README.md", *(REPO / "recipes").rglob("README.md")]:
+    for readme in [REPO / "README.md", *(REPO / "docs").glob("*.md"), *(REPO / "recipes").rglob("README.md")]:
         for block in re.findall(r"```(?:sh|bash)\n(.*?)```", readme.read_text(), re.S):
             for line in block.splitlines():
                 words = shlex.split(line, comments=True)
