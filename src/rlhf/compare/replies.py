@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from rlhf import record
 from rlhf.compare.trials import Comparison, Trial, die_with_parent, threads
 from rlhf.config import Stage
-from rlhf.errors import DataError, GuardStop
+from rlhf.errors import DataError, GuardStop, ResourceError
 from rlhf.evaluation.judges import Judge, load_judge
 from rlhf.evaluation.metrics import Sample
 
@@ -101,6 +102,11 @@ class Replies:
         pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (threads(jobs),))
         try:
             yield from pool.map(mine._draw, tasks, [rows] * len(tasks))
+        except BrokenProcessPool as broken:
+            raise ResourceError(
+                f"a process that drew replies was killed, most likely because {jobs} at a time need more memory than there is\n"
+                f"  fix: jobs={jobs - 1}; what was drawn is kept"
+            ) from broken
         finally:
             pool.shutdown(cancel_futures=True)
 
