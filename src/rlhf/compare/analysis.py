@@ -15,7 +15,7 @@ from rlhf.compare.accounts import costs, fairness
 from rlhf.compare.best_of_n import best_of_n, best_of_n_kl
 from rlhf.compare.evidence import Evidence, Point, table
 from rlhf.compare.frontier import at_equal_kl
-from rlhf.compare.overoptimization import Kind, fit_law
+from rlhf.compare.overoptimization import Kind, choose_checkpoint, fit_law
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.evaluation.length_control import length_controlled
@@ -263,7 +263,7 @@ def _curve(evidence: Evidence, arm: str, setting: float) -> dict[str, Any]:
     """
     rows = [evidence.sft, *(at for (own, _), at in evidence.complete(arm).items() if own == setting)]
     kls, golds = [float(table(at, "kl").mean()) for at in rows], [table(at, "gold") for at in rows]
-    best = max(range(len(golds)), key=lambda place: float(golds[place][:, ::2].mean()))
+    best, *_ = choose_checkpoint(np.array([gold.mean(axis=0) for gold in golds]))
     fall = estimate((golds[best] - golds[-1])[:, 1::2])
     return {
         "setting": setting,

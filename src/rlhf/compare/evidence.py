@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rlhf.compare.overoptimization import choose_checkpoint
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.evaluation.metrics import Sample
@@ -50,7 +51,9 @@ class Evidence:
 
     def chosen(self, arm: str) -> Point:
         """The setting and step with the highest gold, mean over seeds, on every other prompt."""
-        return max(self.complete(arm), key=lambda point: float(table(self.complete(arm)[point], "gold")[:, ::2].mean()))
+        points = self.complete(arm)
+        best, *_ = choose_checkpoint(np.array([table(at, "gold").mean(axis=0) for at in points.values()]))
+        return list(points)[best]
 
 
 def table(by_seed: Mapping[int, Sequence[Sample]], key: str) -> np.ndarray:

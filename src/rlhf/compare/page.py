@@ -151,15 +151,14 @@ def _win_rate(row: Row) -> Row:
 def _over(arm: str, found: Row) -> Row:
     law, best = found["law"], found.get("best") or {}
     bend = "d" if law and law["kind"] == "best-of-n" else "log d"
+    sign = "+" if law and law["beta"] < 0 else "-"
     return {
         "arm": arm,
         "highest gold": found["gold_peak"],
         "at KL": found["kl_at_peak"],
         "last gold": found["gold_last"],
         "last / highest": found["last_over_peak"],
-        "law": f"d ({law['alpha']:.2f} {'+-'[law['beta'] >= 0]} {abs(law['beta']):.2f} {bend})"
-        if law
-        else found["law_note"],
+        "law": f"d ({law['alpha']:.2f} {sign} {abs(law['beta']):.2f} {bend})" if law else found["law_note"],
         "its error": law and law["residual"],
         "its peak, KL": law and (law["peak_kl"] if law["peak_kl"] is not None else "none"),
         "KL reached": law and law["furthest_kl"],
