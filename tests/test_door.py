@@ -41,3 +41,11 @@ def test_a_long_list_of_problems_is_cut(capsys):
 def test_the_pickle_of_hydras_rerun_is_refused(door):
     done = door("train.py", "--experimental-rerun", "job.pickle")
     assert done.returncode == 2 and "loads a pickle" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "typo", "meant"), [("compare.py", "jugde=x", "judge"), ("pipeline.py", "stges=[sft]", "stages")]
+)
+def test_a_mistyped_key_of_a_door_names_the_nearest(door, script, typo, meant):
+    done = door(script, "recipe=support", typo)
+    assert done.returncode == 2 and f"is not a key; did you mean {meant}?" in done.stderr

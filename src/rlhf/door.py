@@ -41,11 +41,15 @@ def enter(main: Callable[[], Any]) -> None:
         _leave(error)
 
 
+_own_keys: set[str] = set()  # of the door that was entered, for the nearest key to a mistyped one
+
+
 def own_arguments(usage: str, keys: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """A plain door's `key=value` arguments, and the rest; `--help` prints the door's docstring."""
     if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
         print(usage.strip())
         sys.exit(0)
+    _own_keys.update(keys)
     own, rest = {}, []
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")
@@ -151,6 +155,8 @@ def _config_error(error: BaseException) -> ConfigError:
     ):
         known = _siblings(getattr(cause, "parent_node", None))
         name = key.rpartition(".")[2] or (override[1] if override else "")
+        if "." not in key:
+            known = [*known, *_own_keys]
         return ConfigError(f"{override[1] if override else key} is not a key{place}{nearest(name, known)}")
     if override:
         return ConfigError(

@@ -95,7 +95,8 @@ class Comparison:
         self.settings = {arm: self._settings(arm, (settings or {}).get(arm)) for arm in KNOBS}
         if len(self.settings["dpo"]) != len(self.settings["ppo"]):
             raise ConfigError(
-                f"beta={self.settings['dpo']} and kl_coef={self.settings['ppo']}: both arms get the same number of trials"
+                f"beta={self.settings['dpo']} and kl_coef={self.settings['ppo']}: both arms get the same number of trials\n"
+                "  fix: as many values for each"
             )
         self._check_shared()
 
