@@ -279,6 +279,7 @@ def test_chat_answers_alone_and_side_by_side(chain, door):
         (["pipeline.py", "recipe=suport"], 2, "did you mean support"),
         (["pipeline.py", "recipe=support", "stages=[dppo]"], 2, "did you mean ppo, dpo"),
         (["pipeline.py", "recipe=support", "method.args.betta=1"], 2, "no stage of support knows this key"),
+        (["pipeline.py", "recipe=support", "dpo.method.args.bta=1"], 2, "support/dpo: method.args.bta is not a field"),
         (["train.py", "recipes=support/sft", "run.stage=x", "dataset.path=nowhere.jsonl"], 3, "no such file"),
         (["train.py", "recipes=support/sft", "run.stage=x", "dataset.columns.prompt=promt"], 3, "did you mean prompt"),
         (["train.py", "recipes=support/sft", "run.stage=x", "dataset.max_length=2"], 3, "rows is left"),

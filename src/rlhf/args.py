@@ -77,8 +77,7 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
     """
     micro, accumulation = split_batch(stage)
     cls = config_class(stage.method.name)
-    for key in COMPUTED.keys() & stage.method.args.keys():
-        raise ConfigError(f"method.args.{key} is not set by hand; it follows from {COMPUTED[key]}")
+    settings = method_arguments(stage)
     known = {field.name for field in dataclasses.fields(cls)}
     defaults = {
         "save_strategy": "steps",
@@ -110,7 +109,6 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
         if stage.method.name == "ppo":
             placed["total_episodes"] = stage.debug.max_steps * stage.batch_size
     placed = {key: value for key, value in placed.items() if key in known}
-    settings = checked(cls, dict(stage.method.args), "method.args")
     try:
         return cls(**(defaults | settings | placed | computed))
     except (ValueError, TypeError) as error:
@@ -118,6 +116,21 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
         raise ConfigError(
             f"method.args is refused by {cls.__module__.split('.')[0]}.{cls.__name__}: {reason}"
         ) from error
+
+
+def method_arguments(stage: Stage) -> dict[str, Any]:
+    """`method.args`, with the types of the trainer's config class."""
+    for key in sorted(COMPUTED.keys() & stage.method.args.keys()):
+        raise ConfigError(f"method.args.{key} is not set by hand; it follows from {COMPUTED[key]}")
+    return checked(config_class(stage.method.name), dict(stage.method.args), "method.args")
+
+
+def check_arguments(stage: Stage) -> None:
+    """Raise a ConfigError if a key of `method.args`, `adapter.args` or `quantization.args` is unknown or of the wrong type."""
+    method_arguments(stage)
+    quantization_config(stage)
+    if stage.adapter.name == "lora":
+        lora_config(stage, "CAUSAL_LM")
 
 
 def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:

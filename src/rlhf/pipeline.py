@@ -42,6 +42,20 @@ class Plan:
     def stage(self, name: str) -> Stage:
         return to_stage(self.configs[name])
 
+    def check_arguments(self, names: Sequence[str]) -> None:
+        """Refuse a trainer's setting of the last stage before the first one runs. Imports TRL, which takes seconds."""
+        if not names:
+            return
+        from rlhf.args import check_arguments
+        from rlhf.stage import quiet
+
+        quiet()
+        for name in names:
+            try:
+                check_arguments(self.stage(name))
+            except ConfigError as error:
+                raise ConfigError(f"{self.recipe}/{name}: {error}") from error
+
     def command(self, name: str, *more: str) -> list[str]:
         """What a user would type for this stage."""
         return ["python", "src/train.py", f"recipes={self.recipe}/{name}", *self.overrides[name], *more]
@@ -106,7 +120,9 @@ def run(plan: Plan) -> int:
 
 def run_stages(plan: Plan, names: Sequence[str]) -> int:
     """Run those of a plan's stages that are missing or stale, in order; returns the exit code of the first that fails, or 0."""
-    check_repositories(stage for name in names if record.state(stage := plan.stage(name)) != "finished")
+    todo = [name for name in names if record.state(plan.stage(name)) != "finished"]
+    plan.check_arguments(todo)
+    check_repositories(map(plan.stage, todo))
     for name in names:
         stage = plan.stage(name)
         now = "stale" if stage.run.overwrite else record.state(stage)

@@ -33,14 +33,12 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     check_repositories([stage])
 
     from rlhf import console
-    from rlhf.args import lora_config, quantization_config, training_arguments
+    from rlhf.args import check_arguments, training_arguments
     from rlhf.data.prepare import prepare
     from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
 
+    check_arguments(stage)
     training_arguments(stage)
-    quantization_config(stage)
-    if stage.adapter.name == "lora":
-        lora_config(stage, "CAUSAL_LM")
     tokenizer = load_tokenizer(stage)
     data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
     _fits(stage, data.batch_rows(stage))

@@ -67,6 +67,15 @@ def test_what_cannot_be_compared_is_refused(comparison, overrides, more, said):
         comparison(*overrides, **more)
 
 
+@pytest.mark.parametrize("arm", ["sft", "reward", "dpo", "ppo"])
+def test_a_trainers_setting_is_refused_before_anything_runs(comparison, arm, tmp_path):
+    with pytest.raises(
+        ConfigError, match=rf"support/{arm}: method.args.lerning_rate is not a field(.|\n)*learning_rate"
+    ):
+        comparison(f"{arm}.method.args.lerning_rate=1").run(1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_recipe_without_both_arms_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="0 stages of method=dpo"):
         Comparison("guanaco-7b", [f"run.root={tmp_path}"])

@@ -21,6 +21,7 @@ from rlhf.pipeline import Plan, run_stages
 
 KNOBS = {"dpo": "beta", "ppo": "kl_coef"}  # what holds each arm near the SFT model
 FACTORS = (1 / 3, 1.0, 3.0)
+ENDED = ("finished", "stopped")  # states of a trial that is not run again
 STOPPED = 4  # exit code of a trial that a guard stopped: its checkpoints count
 # the part of a dataset that decides which pairs a reward model and DPO see
 PAIRS = ("path", "subset", "revision", "columns", "format", "options", "system", "max_length", "max_prompt_length")
@@ -180,11 +181,13 @@ class Comparison:
 
     def run(self, jobs: int) -> list[tuple[Trial, str]]:
         """Run what is missing or stale, `jobs` at a time; returns the trials that failed and why. Those that are done stay."""
+        if any(trial.state not in ENDED for trial in self.trials()):
+            self.plan.check_arguments(self.plan.order)
         code = run_stages(self.plan, self.shared)
         if code:
             sys.exit(code)
         trials = self.trials()  # only now is it known which weights they start from
-        todo = [trial for trial in trials if trial.state not in ("finished", "stopped")]
+        todo = [trial for trial in trials if trial.state not in ENDED]
         print(f"{len(trials)} trials, {len(trials) - len(todo)} finished", flush=True)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         began, rewards, results = time.time(), {}, {}
