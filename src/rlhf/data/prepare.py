@@ -170,10 +170,14 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
     longer sequence.
     """
     found = 0
+    rendered: dict[str, tuple[list[int], list[int]]] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
     for pair in contract.pairs(stage.dataset, row):
         found += 1
-        prompt, chosen = renderer.reply(pair.prompt, pair.chosen)
-        _, rejected = renderer.reply(pair.prompt, pair.rejected)
+        for completion in (pair.chosen, pair.rejected):
+            if (key := str((pair.prompt, completion))) not in rendered:
+                rendered[key] = renderer.reply(pair.prompt, completion)
+        prompt, chosen = rendered[str((pair.prompt, pair.chosen))]
+        _, rejected = rendered[str((pair.prompt, pair.rejected))]
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > stage.dataset.max_length:
             _too_long(stage.dataset, row, ledger, longest)
