@@ -169,15 +169,19 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
     `ranking` is the number of the row that a pair comes from, `k` how many replies were ranked there, `length` that of the
     longer sequence.
     """
-    found = 0
     rendered: dict[str, tuple[list[int], list[int]]] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
+
+    def reply(prompt: contract.Messages, completion: contract.Messages) -> tuple[list[int], list[int]]:
+        key = str((prompt, completion))
+        if key not in rendered:
+            rendered[key] = renderer.reply(prompt, completion)
+        return rendered[key]
+
+    found = 0
     for pair in contract.pairs(stage.dataset, row):
         found += 1
-        for completion in (pair.chosen, pair.rejected):
-            if (key := str((pair.prompt, completion))) not in rendered:
-                rendered[key] = renderer.reply(pair.prompt, completion)
-        prompt, chosen = rendered[str((pair.prompt, pair.chosen))]
-        _, rejected = rendered[str((pair.prompt, pair.rejected))]
+        prompt, chosen = reply(pair.prompt, pair.chosen)
+        _, rejected = reply(pair.prompt, pair.rejected)
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > stage.dataset.max_length:
             _too_long(stage.dataset, row, ledger, longest)
