@@ -16,10 +16,10 @@ def main() -> None:
     own, overrides = door.own_arguments(__doc__ or "", ("recipe", "stages"))
     if "recipe" not in own:
         raise ConfigError("recipe is missing\n  python src/pipeline.py recipe=support")
-    from rlhf.pipeline import Plan, run
+    from rlhf.runs.pipeline import Pipeline, run
 
     only = [name.strip() for name in own["stages"].strip("[]").split(",") if name.strip()] if "stages" in own else None
-    sys.exit(run(Plan(own["recipe"], overrides, only)))
+    sys.exit(run(Pipeline(own["recipe"], overrides, only)))
 
 
 if __name__ == "__main__":

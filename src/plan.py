@@ -13,7 +13,7 @@ from rlhf.errors import ResourceError
 
 def main() -> None:
     _, overrides = door.own_arguments(__doc__ or "", ())
-    from rlhf.plan import lines, remedy, resolve
+    from rlhf.preflight.plan import lines, remedy, resolve
 
     plan = resolve(overrides)
     print("\n".join(lines(plan)), flush=True)

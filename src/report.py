@@ -18,7 +18,7 @@ def main() -> None:
         raise ConfigError(
             f"{' '.join(rest) or 'recipe'}: {'unknown' if rest else 'missing'}\n  python src/report.py recipe=support"
         )
-    from rlhf.report import into_readme, report
+    from rlhf.reports.recipe import into_readme, report
 
     folder = Path(own.get("root", "runs")) / own["recipe"]
     table = report(folder)

@@ -23,16 +23,16 @@ def main() -> None:
         if own.get(flag, "false") not in FLAGS:
             raise ConfigError(f"{flag}={own[flag]} is not true or false")
     if "index" in own:
-        from rlhf.reproduce import into
+        from rlhf.reports.reproduce import into
 
         print(f"{own['index']} {'is written' if into(Path(own['index'])) else 'is up to date'}")
         return
     if "recipe" not in own:
         raise ConfigError("recipe is missing\n  python src/reproduce.py recipe=support")
-    from rlhf.pipeline import Plan, run
-    from rlhf.reproduce import check_stated, compare, keep, settle, table
+    from rlhf.reports.reproduce import check_stated, compare, keep, settle, table
+    from rlhf.runs.pipeline import Pipeline, run
 
-    plan = Plan(own["recipe"], overrides)
+    plan = Pipeline(own["recipe"], overrides)
     check_stated(plan)
     if not FLAGS[own.get("check", "false")] and (code := run(plan)):
         sys.exit(code)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from rlhf.benchmark.compare import ratios, tasks
-from rlhf.benchmark.report import BARS, table
+from rlhf.benchmark.ratios import ratios, tasks
+from rlhf.benchmark.tables import BARS, table
 from rlhf.benchmark.workload import NATURAL, SIZES, stopping_chance
 from rlhf.errors import ConfigError
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.args import config_class, lora_config, quantization_config, split_batch, training_arguments
-from rlhf.check import check
-from rlhf.config import GROUPS, REPO, compose_config, needs, options, to_stage
+from rlhf.config import GROUPS, REPO, compose_config, needs, options, split_batch, to_stage
 from rlhf.errors import ConfigError, StageError
+from rlhf.methods.arguments import config_class, training_arguments
+from rlhf.models.adapters import lora_config
+from rlhf.models.base import quantization_config
+from rlhf.preflight.settings import check
 
 STAGES = ["base", "sft", "reward", "dpo", "ppo"]
 
@@ -154,13 +156,15 @@ def test_readme_commands_compose():
                     _compose_command([w for w in words[2:] if not w.startswith("-") and w != "job"])
                     visited += 1
                 elif words[:2] in (["python", "src/pipeline.py"], ["python", "src/reproduce.py"]):
-                    from rlhf.pipeline import Plan
+                    from rlhf.runs.pipeline import Pipeline
 
                     own = dict(w.split("=", 1) for w in words[2:] if not w.startswith(("check=", "save=", "index=")))
                     if "recipe" not in own:
                         continue
                     stages = own.pop("stages", "").strip("[]")
-                    Plan(own.pop("recipe"), [f"{k}={v}" for k, v in own.items()], stages.split(",") if stages else None)
+                    Pipeline(
+                        own.pop("recipe"), [f"{k}={v}" for k, v in own.items()], stages.split(",") if stages else None
+                    )
                     visited += 1
                 elif words[:2] == ["python", "src/compare.py"]:
                     from rlhf.compare.trials import Comparison
@@ -278,7 +282,7 @@ def test_label_smoothing_goes_with_the_losses_that_read_it(compose_stage, loss):
 def test_composing_is_light():
     """`import rlhf` and composing a config load neither torch nor trl."""
     code = (
-        "import sys; sys.path.insert(0, 'src'); import rlhf, rlhf.door, rlhf.pipeline; from rlhf.config import compose_config; "
+        "import sys; sys.path.insert(0, 'src'); import rlhf, rlhf.door, rlhf.runs.pipeline; from rlhf.config import compose_config; "
         "compose_config(['recipes=support/ppo']); heavy = {'torch', 'trl', 'transformers', 'datasets'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

@@ -5,8 +5,7 @@ import errno
 import pytest
 
 from rlhf import door
-from rlhf.errors import ConfigError, DataError, GuardStop, Preempted, ResourceError
-from rlhf.ppo.options import NonFinite
+from rlhf.errors import ConfigError, DataError, GuardStop, NonFinite, Preempted, ResourceError
 
 
 @pytest.mark.parametrize(

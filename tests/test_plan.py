@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rlhf.config import REPO, options
-from rlhf.plan import count_rows, count_steps, lines, remedy, resolve
+from rlhf.preflight.plan import count_rows, count_steps, lines, remedy, resolve
 
 HUB = ["dataset=ultrafeedback", "batch_size=16", "method.start_from=null", "hardware=gpu_24gb"]
 DPO = ["method=dpo", "model=qwen3_8b", *HUB]
@@ -38,7 +38,7 @@ def test_every_recipe_can_be_planned(tmp_path):
 
 def test_a_plan_loads_no_torch_and_answers_at_once(door):
     code = (
-        "import sys; sys.path.insert(0, 'src'); import rlhf.plan as p; given = ['recipes=zephyr-7b/ppo', 'hardware.memory_gb=11']; "
+        "import sys; sys.path.insert(0, 'src'); import rlhf.preflight.plan as p; given = ['recipes=zephyr-7b/ppo', 'hardware.memory_gb=11']; "
         "plan = p.resolve(given); list(p.lines(plan)); p.remedy(given, plan); "
         "heavy = {'torch', 'trl', 'transformers', 'datasets', 'peft', 'bitsandbytes'} & set(sys.modules); assert not heavy, heavy"
     )
@@ -113,9 +113,9 @@ def test_what_cannot_run_is_refused(door, overrides, code, message):
 @pytest.mark.slow
 def test_steps_are_the_trainers(tmp_path):
     """Epochs, a ragged last batch and accumulation, against what a trainer really does."""
-    from rlhf.benchmark.stages import stage_of, trainer_of
+    from rlhf.benchmark.planned import stage_of, trainer_of
     from rlhf.benchmark.workload import SIZES, make
-    from rlhf.stage import quiet
+    from rlhf.process import quiet
 
     quiet()
     work = make(tmp_path, SIZES["tiny"], "cpu")

@@ -5,12 +5,22 @@ import inspect
 
 import pytest
 
-from rlhf.args import config_class
-from rlhf.benchmark.report import plan_table
-from rlhf.benchmark.stages import compare_plans
+from rlhf.benchmark.planned import compare_plans
+from rlhf.benchmark.tables import plan_table
 from rlhf.benchmark.workload import SIZES
-from rlhf.memory import CHUNK, DEFAULTS, ENTROPY_CHUNK, ROLES, Work, base_bytes, estimate, role_bytes, scorer_bytes
-from rlhf.shape import read_shape, shape_of
+from rlhf.methods.arguments import config_class
+from rlhf.preflight.memory import (
+    CHUNK,
+    DEFAULTS,
+    ENTROPY_CHUNK,
+    ROLES,
+    Work,
+    base_bytes,
+    estimate,
+    role_bytes,
+    scorer_bytes,
+)
+from rlhf.preflight.sizes import read_shape, shape_of
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import pytest
 
 from rlhf.config import options
 from rlhf.errors import ConfigError
-from rlhf.memory import adapter_weights
-from rlhf.shape import FAMILIES, read_shape, shape_of
+from rlhf.preflight.memory import adapter_weights
+from rlhf.preflight.sizes import FAMILIES, read_shape, shape_of
 
 # parameters of the checkpoints, a shared embedding counted once: the README of EleutherAI/pythia, and the safetensors index of the rest
 PUBLISHED = {
@@ -53,7 +53,7 @@ def test_matrices_and_adapters_are_those_of_transformers_and_peft(compose_stage,
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rlhf.args import lora_config
+    from rlhf.models.adapters import lora_config
 
     grouped = {"num_key_value_heads": 2, "head_dim": 32} if len(FAMILIES[kind].linears) == 7 else {}
     given = GPT2 if kind == "gpt2" else {"model_type": kind} | SMALL | grouped

@@ -135,7 +135,7 @@ def test_a_reply_has_one_score_everywhere(chain, tmp_path):
     stage, tokenizer, trainer, data = _build(chain, "reward")
     from safetensors.torch import load_file
 
-    from rlhf.models.load import load_lora
+    from rlhf.models.adapters import load_lora
 
     final = chain / "support" / "reward" / "final"
     load_lora(trainer.model, final)

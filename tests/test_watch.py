@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.callbacks import MetricsFile, Watch
 from rlhf.config import Monitor, Rule, compose_config
 from rlhf.errors import GuardStop
-from rlhf.evaluation.watch import monitor_of, watch_finished
-from rlhf.ppo.checkpoint import checkpoints
-from rlhf.record import read_lines, read_run
-from rlhf.stage import run_stage
+from rlhf.files import checkpoints, read_lines
+from rlhf.monitor.callback import Watch
+from rlhf.monitor.feed import monitor_of, watch_finished
+from rlhf.runs.callbacks import MetricsFile
+from rlhf.runs.record import read_run
+from rlhf.runs.stage import run_stage
 
 SMALL = [
     f"model.init.{key}={size}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.contract import Messages
-from rlhf.stage import quiet
+from rlhf.process import quiet
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Speaker:
         """The reply, piece by piece as it is written; ends at EOS or after `limit` tokens."""
         import torch
 
-        from rlhf.ppo.rollout import choose
+        from rlhf.generation.sampling import choose
 
         ids = self.renderer.prompt(messages)
         head = self.role.logits_of(temperature or 1.0, (self.tokenizer.pad_token_id,))
@@ -50,8 +50,9 @@ class Speaker:
 
 def load(folder: Path) -> Speaker:
     """The policy that a finished run left, on the base and in the quantization it was trained with."""
-    from rlhf.models.policies import finished_stage, load_roles
+    from rlhf.models.shared import load_roles
     from rlhf.models.tokenizer import prompt_renderer, saved_tokenizer
+    from rlhf.runs.record import finished_stage
 
     stage = finished_stage(folder)
     tokenizer = saved_tokenizer(folder / "final")

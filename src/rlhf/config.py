@@ -2,7 +2,8 @@
 
 Imports nothing heavy. The values and a sentence on each key stand in `conf/train.yaml`; here are only the types, so that a
 typo or a wrong type is refused while the config is composed. `method.args`, `adapter.args` and `quantization.args` stay open:
-`rlhf.args` judges them against the installed TRL, PEFT and bitsandbytes.
+`rlhf.methods.arguments` judges them against the installed TRL, PEFT and bitsandbytes.
+
 """
 
 import re
@@ -15,6 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from rlhf.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[2]
 STAGE_REFERENCE = re.compile(r"\$\{stage:\s*([\w-]+)\s*\}")
@@ -270,6 +273,29 @@ def options(group: str) -> list[str]:
     """The options of a config group, or for `recipes` every `<recipe>/<stage>`."""
     root = REPO / ("recipes" if group == "recipes" else f"conf/{group}")
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def split_batch(stage: Stage) -> tuple[int, int]:
+    """Rows in one forward pass of one device, and how many of those passes make an optimizer step."""
+    devices, most = stage.hardware.devices, stage.hardware.micro_batch_size
+    micro = min(most, max(1, stage.batch_size // devices))
+    step = micro * devices
+    if stage.batch_size < 1 or stage.batch_size % step:
+        below = stage.batch_size // step * step
+        allowed = [str(size) for size in (below, below + step) if size > 0]
+        raise ConfigError(
+            f"batch_size={stage.batch_size} does not divide by hardware.devices={devices} x "
+            f"hardware.micro_batch_size={micro}\n  fix: batch_size={' or batch_size='.join(allowed)}"
+        )
+    return micro, stage.batch_size // step
+
+
+def template_file(chat_template: str | None) -> Path | None:
+    """The Jinja file that `model.chat_template` names, or None for the tokenizer's own and for `plain`."""
+    if chat_template in (None, "plain"):
+        return None
+    name = str(chat_template)
+    return Path(name) if "/" in name else REPO / "conf/chat_template" / f"{name}.jinja"
 
 
 register()

@@ -64,9 +64,9 @@ def own_arguments(usage: str, keys: tuple[str, ...]) -> tuple[dict[str, str], li
 
 def run_job(cfg: DictConfig) -> None:
     """One job of train.py. In a sweep errors go up to Hydra, which runs the other jobs first."""
-    from rlhf import record
     from rlhf.config import to_stage
-    from rlhf.stage import run_stage
+    from rlhf.runs import record
+    from rlhf.runs.stage import run_stage
 
     hydra_cfg = HydraConfig.get()
     overrides = list(hydra_cfg.overrides.task)

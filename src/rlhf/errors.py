@@ -44,3 +44,16 @@ def nearest(word: object, known: Iterable[str], count: int = 3) -> str:
     """`; did you mean a, b?` for the closest known words, or the empty string."""
     near = difflib.get_close_matches(str(word), sorted(known), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+class NonFinite(FloatingPointError):
+    """A reward, loss or gradient that is NaN or infinite; raised before the step, while the weights are good, and in an
+    evaluation before its checkpoint is saved."""
+
+    def __init__(self, metric: str, value: float, update: int) -> None:
+        super().__init__(
+            f"{metric} is {value} in update {update}; stopped before another optimizer step. The last checkpoint is "
+            "untouched: "
+            "resume from it with a lower learning_rate or a reward_clip"
+        )
+        self.metric, self.value, self.update = metric, value, update

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.compare.best_of_n import best_of_n_kl
-from rlhf.compare.overoptimization import fit_law
+from rlhf.compare.estimators import best_of_n_kl, fit_law
 
 SEEDS = (1, 2, 3)
 REACH = {"dpo": {0.1: 6.0, 0.3: 3.0, 1.0: 1.0}, "ppo": {0.02: 14.0, 0.1: 5.0, 0.3: 1.6}}  # KL of the last checkpoint

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rlhf.compare.best_of_n import best_of_n, best_of_n_kl, best_of_n_weights
+from rlhf.compare.estimators import best_of_n, best_of_n_kl, best_of_n_weights
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 7])

@@ -10,8 +10,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 from synthetic import synthetic_report
 
-from rlhf import plots
 from rlhf.compare import figures
+from rlhf.output import plots
 
 NAMES = ("frontier", "overoptimization", "win_rates", "behaviours", "costs")
 

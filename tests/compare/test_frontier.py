@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.compare.frontier import at_equal_kl
+from rlhf.compare.estimators import at_equal_kl
 
 
 def test_between_two_checkpoints_the_gold_is_linear_in_the_root_of_the_kl():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.compare.overoptimization import choose_checkpoint, fit_law
+from rlhf.compare.estimators import choose_checkpoint, fit_law
 
 KL = np.linspace(0, 40, 60)
 

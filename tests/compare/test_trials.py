@@ -5,11 +5,12 @@ import subprocess
 
 import pytest
 
-from rlhf import record
-from rlhf.compare import trials as module
+from rlhf import files
+from rlhf.compare import trials
 from rlhf.compare.trials import Comparison, parallel
 from rlhf.config import compose_config, to_stage
 from rlhf.errors import ConfigError
+from rlhf.runs import record
 
 
 @pytest.fixture
@@ -29,10 +30,10 @@ def test_arms_get_the_same_trials_from_the_same_start(comparison):
     assert [t.name for t in trials[:3]] == ["reward-seed1", "reward-seed2", "reward-seed3"]
     by_arm = {arm: [t for t in trials if t.arm == arm] for arm in ("dpo", "ppo")}
     assert [len(each) for each in by_arm.values()] == [9, 9]
-    own = {arm: found.plan.stage(arm).method.args[knob] for arm, knob in module.KNOBS.items()}
+    own = {arm: found.plan.stage(arm).method.args[knob] for arm, knob in trials.KNOBS.items()}
     for arm, each in by_arm.items():
         assert {t.setting for t in each} == set(found.settings[arm]) and own[arm] in found.settings[arm]
-        assert {t.stage.method.args[module.KNOBS[arm]] for t in each} == set(found.settings[arm])
+        assert {t.stage.method.args[trials.KNOBS[arm]] for t in each} == set(found.settings[arm])
         assert {(t.stage.method.start_from, t.stage.model.path) for t in each} == {
             (by_arm["dpo"][0].stage.method.start_from, by_arm["dpo"][0].stage.model.path)
         }
@@ -96,8 +97,8 @@ def _trains(monkeypatch, fail=()):
         (stage.path / "run.json").write_text(json.dumps(left))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(module.subprocess, "run", run)
-    monkeypatch.setattr(module, "run_stages", lambda plan, names: 0)
+    monkeypatch.setattr(trials.subprocess, "run", run)
+    monkeypatch.setattr(trials, "run_stages", lambda plan, names: 0)
     return started
 
 
@@ -130,7 +131,7 @@ def test_an_equal_run_of_the_recipe_itself_is_a_trial(small, monkeypatch, tmp_pa
     """What `make demo` trained is not trained again, as long as it is what the comparison would train."""
     started = _trains(monkeypatch)
     for stage in ("reward", "dpo"):
-        module.subprocess.run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
+        trials.subprocess.run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
     started.clear()
     found = small()
     assert found.trial("reward", None, 1).path == tmp_path / "support/reward"
@@ -150,7 +151,7 @@ def test_a_stopped_trial_is_not_started_again(small, monkeypatch):
     (trial.path / "final").rmdir()
     checkpoint = trial.path / "checkpoint-8"
     checkpoint.mkdir()
-    (checkpoint / record.COMPLETE).write_text("{}")
+    (checkpoint / files.COMPLETE).write_text("{}")
     run = json.loads((trial.path / "run.json").read_text())
     (trial.path / "run.json").write_text(json.dumps(run | {"status": "running"}))
     assert trial.state == "resumable"
@@ -162,8 +163,8 @@ def test_a_stopped_trial_is_not_started_again(small, monkeypatch):
 
 def test_trials_at_a_time_follow_the_machine(comparison, monkeypatch):
     stage = comparison().plan.stage("ppo")
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(module.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else int(10e9))
+    monkeypatch.setattr(trials.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(trials.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else int(10e9))
     assert parallel(stage) == 2  # 10 GB free, 4 a trial
     stage.hardware.device = "cuda"
     assert parallel(stage) == 1

@@ -3,7 +3,7 @@
 import pytest
 from synthetic import synthetic_report
 
-from rlhf.compare.words import conclusion
+from rlhf.compare.conclusion import conclusion
 
 
 def said(**changes):

@@ -10,8 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from rlhf.evaluation.metrics import distinct
-from rlhf.ppo.metrics import repeated
+from rlhf.evaluation.metrics import distinct, repeated
 from rlhf.support.annotator import score
 from rlhf.support.generator import DEMONSTRATED
 from rlhf.support.prompts import draw
@@ -109,7 +108,7 @@ def _metrics(samples, k1, exact, entropy) -> dict[str, float]:
         "policy/entropy_avg": float(np.mean(entropy)),
         "length/mean": lengths.mean(),
         "length/eos_rate": float(np.mean([s["ended"] for s in samples])),
-        "text/distinct_2": distinct([s["reply"] for s in samples]),
+        "text/distinct_2": distinct([s["reply"].lower().split() for s in samples]),
         "text/repeat_4": repeated(words, 4),
         "value/explained_variance": 0.3,
         "policy/clipfrac_avg": 0.05,

@@ -3,13 +3,14 @@
 import pytest
 from planted import HACKS, simulate
 
-from rlhf.check import check
 from rlhf.config import Monitor as Settings
 from rlhf.config import Rule, compose_config, to_stage
 from rlhf.errors import ConfigError
-from rlhf.evaluation.monitor import Alert, Monitor, most_suspicious, parse, spearman
-from rlhf.evaluation.signals import LOGGED, logged_signals, reply_signals
+from rlhf.evaluation.evaluate import most_suspicious
+from rlhf.monitor.rules import Alert, Monitor, parse, spearman
+from rlhf.monitor.signals import LOGGED, logged_signals, reply_signals
 from rlhf.ppo.metrics import METRICS
+from rlhf.preflight.settings import check
 
 DEFAULT = to_stage(compose_config([])).monitor
 

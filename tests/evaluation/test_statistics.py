@@ -116,7 +116,7 @@ def test_wilson_against_the_textbook():
 
 
 def test_metrics_by_hand():
-    assert distinct(["a b a b", "a b"]) == 2 / 4
+    assert distinct([["a", "b", "a", "b"], ["a", "b"]]) == 2 / 4
     samples = [
         {"reply": "a b", "length": 3, "ended": True, "gold": 1.0, "facts": {"situation": "kind"}},
         {"reply": "a c", "length": 5, "ended": False, "gold": 3.0, "facts": {"situation": "safe"}},

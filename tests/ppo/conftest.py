@@ -26,8 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf.models.layers import plain_4bit_kernels
+from rlhf.models.shared import Roles, shared_roles
 from rlhf.ppo.assembly import assemble
-from rlhf.ppo.shared import Roles, plain_4bit_kernels, shared_roles
 
 VOCABULARY = 96
 TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"

@@ -25,8 +25,8 @@ from transformers import (
 from trl.experimental import ppo as stock_ppo
 from trl.experimental.ppo import ppo_trainer as stock_module
 
-from rlhf.ppo.rollout import Replies
-from rlhf.ppo.shared import shared_roles
+from rlhf.generation.sampling import Replies
+from rlhf.models.shared import shared_roles
 from rlhf.ppo.trainer import PPOConfig, PPOTrainer
 
 PAD, BOS, EOS, END, VOCABULARY = 0, 1, 2, 3, 32

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.ppo.attention import NAME, attend_in_fp32
+from rlhf.models.layers import ATTENTION, attend_in_fp32
 
 IDS = torch.randint(4, 96, (2, 16), generator=torch.Generator().manual_seed(0))
 
@@ -29,7 +29,7 @@ def test_attention_is_fp32_and_the_rest_stays(workshop, monkeypatch, dtype, auto
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         before = model(input_ids=IDS, attention_mask=mask).logits
         attend_in_fp32(model)
-        assert model.config._attn_implementation == NAME
+        assert model.config._attn_implementation == ATTENTION
         seen = spy(monkeypatch)
         after = model(input_ids=IDS, attention_mask=mask).logits
     assert seen == {torch.float32} and after.dtype == before.dtype

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.config import compose_config
 from rlhf.door import translate
 from rlhf.methods import ppo
-from rlhf.ppo.rules import RULES, Rule
-from rlhf.stage import run_stage
+from rlhf.rewards.functions import RULES, Rule
+from rlhf.runs.stage import run_stage
 
 
 def command(workshop, root, **settings):

@@ -9,8 +9,8 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from test_trainer import KINDS, StopAt, same, timeless, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from rlhf.ppo import checkpoint
-from rlhf.ppo.options import NonFinite
+from rlhf import files
+from rlhf.errors import NonFinite
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,11 +39,11 @@ def test_checkpoints_are_complete_or_absent(make_trainer, tmp_path):
     trainer = make_trainer(save_strategy="steps", save_steps=1, save_total_limit=2)
     trainer.train()
     run = tmp_path / "run"
-    assert [p.name for p in checkpoint.checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
+    assert [p.name for p in files.checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
     assert not list(run.glob(".*")) and not list(run.rglob("*.bin")) and not list(run.rglob("*.pt"))
     weights_file = run / "checkpoint-4" / "adapter_model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:-1])
-    assert [p.name for p in checkpoint.checkpoints(run)] == ["checkpoint-3"]
+    assert [p.name for p in files.checkpoints(run)] == ["checkpoint-3"]
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         make_trainer().train(resume_from_checkpoint=str(run / "checkpoint-4"))
 
@@ -55,10 +55,10 @@ def test_checkpoint_cut_short_leaves_the_last_one(make_trainer, tmp_path, monkey
         if trainer.state.global_step == 2:
             raise OSError("disk full")
 
-    monkeypatch.setattr("rlhf.ppo.resume.checkpoint.save_random_states", fail)
+    monkeypatch.setattr("rlhf.ppo.checkpoint.save_random_states", fail)
     with pytest.raises(OSError, match="disk full"):
         trainer.train()
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+    assert [p.name for p in files.checkpoints(tmp_path / "run")] == ["checkpoint-1"]
 
 
 def test_resume_refuses_other_prompts(workshop, make_trainer, prompts):
@@ -151,4 +151,4 @@ def test_what_is_not_finite_stops_the_run_before_the_step(workshop, make_trainer
         trainer.train()
     assert (caught.value.metric, caught.value.update) == (metric, 2)
     assert same(spoil.weights, weights(trainer))
-    assert read(run) == spoil.files and [p.name for p in checkpoint.checkpoints(run)] == ["checkpoint-1"]
+    assert read(run) == spoil.files and [p.name for p in files.checkpoints(run)] == ["checkpoint-1"]

@@ -20,7 +20,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from rlhf.ppo.checkpoint import checkpoints, replace_folder
+from rlhf import files
+from rlhf.files import checkpoints, replace_folder
 
 # what a run imports, so that the server has it
 LLAMA = [f"transformers.{name}" for name in ("models.llama.modeling_llama", "integrations.bitsandbytes", "trainer")]
@@ -93,7 +94,7 @@ def arm(trainer, point):
         "evaluation": lambda: within(trainer, trainer, "evaluate", 60),
         "between two files": lambda: calls(checkpoint, "save_optimizer", lambda _, path: "checkpoint-4" in path.name),
         "half a file": lambda: half_a_file(checkpoint),
-        "before the mark": lambda: calls(Path, "write_text", called(checkpoint.MARKER)),
+        "before the mark": lambda: calls(Path, "write_text", called(files.COMPLETE)),
         "before the name": lambda: calls(Path, "rename", lambda path, to: to.name == "checkpoint-4"),
         "after the name": lambda: calls(Path, "rename", lambda path, to: to.name == "checkpoint-4", after=True),
         "deleting the old": lambda: calls(checkpoint.shutil, "rmtree", lambda p, *_, **__: p.name == "checkpoint-2"),
@@ -121,7 +122,8 @@ def run(places, folder, kind, seed, updates=UPDATES, point=None):
     """A whole run, as a stage would do it: from the newest complete checkpoint, if there is one, to `final`."""
     from transformers import BitsAndBytesConfig
 
-    from rlhf.ppo.shared import plain_4bit_kernels, shared_roles
+    from rlhf.models.layers import plain_4bit_kernels
+    from rlhf.models.shared import shared_roles
     from rlhf.ppo.trainer import PPOConfig, PPOTrainer
 
     torch.set_num_threads(1)

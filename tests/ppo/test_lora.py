@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from rlhf.ppo.lora import keep_inputs_once
+from rlhf.models.layers import keep_inputs_once
 
 IDS = torch.randint(4, 96, (4, 64), generator=torch.Generator().manual_seed(0))
 

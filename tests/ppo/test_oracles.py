@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.ppo import advantages as adv
-from rlhf.ppo.kl import KLController
-from rlhf.ppo.logprobs import shape_logits, token_logprobs, token_logprobs_and_entropy
-from rlhf.ppo.objective import policy_terms, value_terms
-from rlhf.ppo.scoring import Combined, FunctionScorer, RunningMoments, shape_scores
+from rlhf.generation import logprobs
+from rlhf.generation.logprobs import token_logprobs, token_logprobs_and_entropy
+from rlhf.models.roles import shape_logits
+from rlhf.ppo import objective
+from rlhf.ppo.objective import KLController, RunningMoments, policy_terms, shape_scores, value_terms
+from rlhf.rewards.scorers import Combined, FunctionScorer
 
 SUPPRESS = (0, 7)
 
@@ -98,7 +99,7 @@ def test_gae_on_ragged_replies(gamma, lam):
     torch.manual_seed(1)
     rewards, values = torch.randn(4, 7, dtype=torch.float64), torch.randn(4, 7, dtype=torch.float64)
     rewards[~mask], values[~mask] = float("nan"), float("inf")
-    ours, returns = adv.generalized_advantages(rewards, values, mask, gamma, lam)
+    ours, returns = objective.generalized_advantages(rewards, values, mask, gamma, lam)
     for i, n in enumerate(lengths):
         wanted = plain_gae(rewards[i, :n].tolist(), values[i, :n].tolist(), gamma, lam)
         assert ours[i, :n].tolist() == pytest.approx(wanted)
@@ -109,19 +110,25 @@ def test_gae_on_ragged_replies(gamma, lam):
 def test_gae_by_hand():
     # r = (0, 0, 1), V = (0.5, 0.5, 0.5), gamma 1, lambda 0.5: deltas (0, 0, 0.5)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    ours, returns = adv.generalized_advantages(torch.tensor([[0.0, 0, 1]]), torch.full((1, 3), 0.5), mask, 1.0, 0.5)
+    ours, returns = objective.generalized_advantages(
+        torch.tensor([[0.0, 0, 1]]), torch.full((1, 3), 0.5), mask, 1.0, 0.5
+    )
     assert ours.tolist() == [[0.125, 0.25, 0.5]]
     assert returns.tolist() == [[0.625, 0.75, 1.0]]
 
 
 def test_score_is_paid_to_the_last_token_of_the_reply():
     mask = ragged([2, 4], 4)
-    rewards = adv.token_rewards(torch.full((2, 4), 0.5), torch.tensor([1.0, -3.0]), mask, kl_coef=0.1)
+    rewards = objective.token_rewards(torch.full((2, 4), 0.5), torch.tensor([1.0, -3.0]), mask, kl_coef=0.1)
     wanted = [[-0.05, 0.95, 0, 0], [-0.05, -0.05, -0.05, -3.05]]
     assert torch.allclose(rewards, torch.tensor(wanted))
     # gamma 1, lambda 0, V 0: the token that ends the reply has the score as its advantage
-    ours, _ = adv.generalized_advantages(
-        adv.token_rewards(torch.zeros(2, 4), torch.tensor([1.0, -3.0]), mask, 0.0), torch.zeros(2, 4), mask, 1.0, 0.0
+    ours, _ = objective.generalized_advantages(
+        objective.token_rewards(torch.zeros(2, 4), torch.tensor([1.0, -3.0]), mask, 0.0),
+        torch.zeros(2, 4),
+        mask,
+        1.0,
+        0.0,
     )
     assert ours.tolist() == [[0, 1, 0, 0], [0, 0, 0, -3]]
 
@@ -129,33 +136,33 @@ def test_score_is_paid_to_the_last_token_of_the_reply():
 def test_whitening_is_global_and_guarded():
     mask = ragged([3, 1], 3)
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 99.0, 99.0]])
-    white = adv.whiten(values, mask)
+    white = objective.whiten(values, mask)
     assert white[mask].mean() == pytest.approx(0, abs=1e-6) and white[mask].std() == pytest.approx(1, abs=1e-5)
     assert not white[~mask].any()
-    kept = adv.whiten(values, mask, shift_mean=False)
+    kept = objective.whiten(values, mask, shift_mean=False)
     assert kept[mask].mean() == pytest.approx(3.0, abs=1e-5)
-    one = adv.whiten(torch.tensor([[5.0]]), torch.tensor([[True]]))
+    one = objective.whiten(torch.tensor([[5.0]]), torch.tensor([[True]]))
     assert one.tolist() == [[0.0]]
-    none = adv.whiten(torch.tensor([[5.0]]), torch.tensor([[False]]))
+    none = objective.whiten(torch.tensor([[5.0]]), torch.tensor([[False]]))
     assert none.tolist() == [[0.0]]
 
 
 def test_kl_estimates():
     policy, reference = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
-    k1, k3 = adv.kl_estimates(policy, reference)
+    k1, k3 = logprobs.kl_estimates(policy, reference)
     exact = float((policy.exp() * (policy - reference)).sum())
     assert float((policy.exp() * k1).sum()) == pytest.approx(exact)
     assert float((policy.exp() * k3).sum()) == pytest.approx(exact)
     assert (k3 >= 0).all()
-    assert adv.kl_estimates(policy, policy)[1].tolist() == [0, 0, 0]
+    assert logprobs.kl_estimates(policy, policy)[1].tolist() == [0, 0, 0]
 
 
 def test_explained_variance():
     mask = ragged([4], 5)
     returns = torch.tensor([[1.0, 2.0, 3.0, 4.0, 50.0]])
-    assert float(adv.explained_variance(returns, returns, mask)) == 1
-    assert float(adv.explained_variance(torch.zeros_like(returns), returns, mask)) == 0
-    assert float(adv.explained_variance(-returns, returns, mask)) < 0
+    assert float(objective.explained_variance(returns, returns, mask)) == 1
+    assert float(objective.explained_variance(torch.zeros_like(returns), returns, mask)) == 0
+    assert float(objective.explained_variance(-returns, returns, mask)) < 0
 
 
 def test_policy_loss_against_numpy():

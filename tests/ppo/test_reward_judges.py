@@ -7,8 +7,8 @@ import torch
 
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.evaluation.judges import load_judge
-from rlhf.methods import rewards
-from rlhf.ppo.scoring import RoleScorer
+from rlhf.rewards import named
+from rlhf.rewards.scorers import RoleScorer
 
 PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31]]
 REPLIES = [[50, 2], [60, 61, 62, 63, 2], [70]]
@@ -38,8 +38,8 @@ def test_a_classifier_judges_by_a_label_of_its_own(workshop, folders, stage_of, 
     for label in ("neutral", "positive"):
         judge = load_judge(f"reward:{folders / 'bert'}#{label}", stage, workshop.tokenizer, tmp_path)
         scores[label] = judge.scores(SAMPLES)
-    alone = rewards.load_scorer(
-        rewards.named_reward(str(folders / "bert"), stage, workshop.tokenizer, "neutral"), stage, workshop.tokenizer
+    alone = named.load_scorer(
+        named.named_reward(str(folders / "bert"), stage, workshop.tokenizer, "neutral"), stage, workshop.tokenizer
     )
     assert scores["neutral"] == pytest.approx(alone(PROMPTS, REPLIES, ROWS).tolist(), abs=1e-5) != scores["positive"]
 

@@ -9,15 +9,16 @@ from datasets import Dataset
 from transformers import BertForSequenceClassification
 from transformers import PreTrainedTokenizerFast as Fast
 
-from rlhf import record
-from rlhf.args import training_arguments
-from rlhf.check import check
 from rlhf.data import contract
 from rlhf.data.sources import Row
 from rlhf.errors import ConfigError, StageError
-from rlhf.methods import ppo, rewards
-from rlhf.ppo.rules import RULES
-from rlhf.ppo.scoring import RoleScorer, TextScorer
+from rlhf.methods import ppo
+from rlhf.methods.arguments import training_arguments
+from rlhf.preflight.settings import check
+from rlhf.rewards import named
+from rlhf.rewards.functions import RULES
+from rlhf.rewards.scorers import RoleScorer, TextScorer
+from rlhf.runs import record
 from rlhf.support import annotator, generator
 
 PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31]]
@@ -82,8 +83,8 @@ def test_a_text_beyond_the_context_keeps_its_end(folders, workshop, capsys):
 
 
 def test_a_chat_model_reads_messages_by_its_own_template(workshop, folders, stage_of):
-    named = rewards.named_rewards(stage_of(folders / "chat", quantization="none"), workshop.tokenizer, rows().train)
-    scorer = rewards.load_scorer(named[0], stage_of(folders / "chat", quantization="none"), workshop.tokenizer)
+    rewards = named.named_rewards(stage_of(folders / "chat", quantization="none"), workshop.tokenizer, rows().train)
+    scorer = named.load_scorer(rewards[0], stage_of(folders / "chat", quantization="none"), workshop.tokenizer)
     turns = [{"role": "user", "content": "w9 w8"}]
     ids = scorer.encode([1, 9, 8], [50, 51, 2], {"messages": json.dumps(turns)})
     assert scorer.tokenizer.convert_ids_to_tokens(ids) == ["<user>", "w9", "w8", "<assistant>", "w50", "w51"]
@@ -96,8 +97,8 @@ def test_a_chat_model_reads_messages_by_its_own_template(workshop, folders, stag
 
 def test_full_weights_with_the_policys_tokenizer_read_its_ids(workshop, folders, stage_of):
     whole = {"adapter": "none", "quantization": "none", "method__start_from": workshop.base}
-    named = rewards.named_rewards(stage_of(folders / "full", **whole), workshop.tokenizer, rows().train)
-    assert [reward.kind for reward in named] == ["ids"]
+    rewards = named.named_rewards(stage_of(folders / "full", **whole), workshop.tokenizer, rows().train)
+    assert [reward.kind for reward in rewards] == ["ids"]
     mixed = stage_of(folders / "full", folders / "chat", "function:exact_match", **whole)
     trainer = ppo.build(mixed, workshop.tokenizer, rows())
     kinds = [type(member).__name__ for member in trainer.loop.scorer.scorers]

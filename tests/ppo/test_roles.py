@@ -8,12 +8,12 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 
-from rlhf.ppo.batches import lay_out, reply_mask
-from rlhf.ppo.passes import Forward, collect
-from rlhf.ppo.roles import switch_adapter
-from rlhf.ppo.scoring import RoleScorer
-from rlhf.ppo.shared import shared_roles
-from rlhf.ppo.update import policy_backward, value_backward
+from rlhf.generation.batches import lay_out, reply_mask
+from rlhf.generation.logprobs import Forward
+from rlhf.models.adapters import switch_adapter
+from rlhf.models.shared import shared_roles
+from rlhf.ppo.update import collect, policy_backward, value_backward
+from rlhf.rewards.scorers import RoleScorer
 
 PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31], [1, 40, 41, 42]]
 REPLIES = [[50, 2], [60, 61, 62, 63, 2], [70], [80, 81, 82]]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rlhf.ppo.batches import lay_out, reply_mask
-from rlhf.ppo.prompts import PromptOrder
-from rlhf.ppo.rollout import choose, left_pad, sample_replies, stream
+from rlhf.generation.batches import lay_out, reply_mask
+from rlhf.generation.sampling import choose, left_pad, sample_replies, stream
+from rlhf.ppo.loop import PromptOrder
 from rlhf.ppo.update import minibatches
 
 PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31], [1, 40, 41, 42]]

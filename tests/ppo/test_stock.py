@@ -12,8 +12,8 @@ import torch
 from contenders import Ours, Stock
 from datasets import Dataset
 
-from rlhf.ppo.passes import Forward
-from rlhf.ppo.rollout import stream
+from rlhf.generation.logprobs import Forward
+from rlhf.generation.sampling import stream
 
 UPDATES, REPLY, TEMPERATURE = 5, 9, 0.7
 COMPARED = ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "policy/approxkl_avg")

@@ -225,7 +225,7 @@ def test_every_logged_number_is_defined_and_every_definition_is_logged(workshop,
 
 
 def test_function_scorer_sees_texts_and_columns(workshop, make_trainer):
-    from rlhf.ppo.scoring import FunctionScorer
+    from rlhf.rewards.scorers import FunctionScorer
 
     seen = []
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf.args import lora_config, quantization_config, split_batch, training_arguments
-from rlhf.config import REPO, Stage, compose_config, options, to_stage
+from rlhf.config import REPO, Stage, compose_config, options, split_batch, to_stage
+from rlhf.methods.arguments import training_arguments
+from rlhf.models.adapters import lora_config
+from rlhf.models.base import quantization_config
 
 FACTS: Any = OmegaConf.to_container(OmegaConf.load(REPO / "tests/recipes/facts.yaml"))
 HYPERPARAMETERS = ("seed", "batch_size", "method.args.", "adapter.args.", "quantization.args.", "dataset.system")

@@ -7,12 +7,13 @@ import pytest
 from rows import ROWS
 from tiny import save
 
-from rlhf import config, hub
-from rlhf.check import check
+from rlhf import config
 from rlhf.config import REPO, compose_config, options, to_stage
 from rlhf.errors import ConfigError
-from rlhf.pipeline import Plan
-from rlhf.stage import run_stage
+from rlhf.preflight import hub
+from rlhf.preflight.settings import check
+from rlhf.runs.pipeline import Pipeline
+from rlhf.runs.stage import run_stage
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_model_and_a_dataset_are_one_file_each_and_a_recipe_is_a_folder(home, 
         options("recipes")
     )
     settings = [f"run.root={home}/runs", "debug=smoke", "evaluation.prompts=0"]
-    assert Plan("mine", settings).order == ["sft", "dpo"]
+    assert Pipeline("mine", settings).order == ["sft", "dpo"]
     for name in ("sft", "dpo"):
         run_stage(compose_config([f"recipes=mine/{name}", *settings]), [])
         assert (home / f"runs/mine/{name}/final/adapter_model.safetensors").is_file()
@@ -75,14 +76,14 @@ def test_a_recipe_that_cannot_work_is_refused_before_it_trains(home, text, messa
         dpo=f"defaults:\n  - override /dataset: ultrafeedback\n  - override /method: dpo\n{text}",
     )
     with pytest.raises(ConfigError) as caught:
-        Plan("broken", [f"run.root={home}/runs", "model=qwen3_0.6b"])
+        Pipeline("broken", [f"run.root={home}/runs", "model=qwen3_0.6b"])
     assert message in str(caught.value)
 
 
 def test_two_stages_that_wait_for_each_other_are_refused(home):
     _recipe(home, "round", sft="method: {start_from: '${stage:tail}'}", tail="method: {start_from: '${stage:sft}'}")
     with pytest.raises(ConfigError, match="recipes/round: these stages wait for each other: sft, tail"):
-        Plan("round", [f"run.root={home}/runs", "model=qwen3_0.6b"])
+        Pipeline("round", [f"run.root={home}/runs", "model=qwen3_0.6b"])
 
 
 def test_an_expectation_has_a_typed_form(home):

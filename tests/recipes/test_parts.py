@@ -5,7 +5,7 @@ import torch
 from rows import TREES
 
 from rlhf.config import compose_config, to_stage
-from rlhf.data import contract, trees
+from rlhf.data import contract, sources
 from rlhf.data.prepare import prepare
 from rlhf.data.sources import Row
 from rlhf.errors import ConfigError
@@ -26,7 +26,7 @@ def prepared(tmp_path, local):
 
 
 def test_a_tree_gives_the_ranked_replies_to_each_message():
-    rows = list(trees.rankings(Row(f"oasst:{i}", values) for i, values in enumerate(TREES)))
+    rows = list(sources.rankings(Row(f"oasst:{i}", values) for i, values in enumerate(TREES)))
     assert (
         len(rows) == 2 * 24 + 1
     )  # of the last tree, one reply to its root is ranked; the orphans have no way to a root
@@ -48,10 +48,10 @@ def test_a_tree_gives_the_ranked_replies_to_each_message():
 def test_a_deleted_or_unranked_reply_is_no_part_of_a_ranking():
     rows = [dict(row) for row in TREES[:4]]
     rows[1]["deleted"] = True
-    (ranking,) = trees.rankings(Row("here", row) for row in rows)
+    (ranking,) = sources.rankings(Row("here", row) for row in rows)
     assert ranking.values["ranks"] == [0, 2]
     rows[2]["rank"] = None
-    assert not list(trees.rankings(Row("here", row) for row in rows))
+    assert not list(sources.rankings(Row("here", row) for row in rows))
 
 
 @pytest.mark.parametrize("context, asked", [("A passage.", "Do it.\n\nA passage."), ("", "Do it."), (None, "Do it.")])
@@ -98,7 +98,8 @@ def test_ppo_leaves_out_and_counts_the_prompts_over_the_limit(prepared, recipe):
 
 @pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
 def test_a_wider_adapter_on_more_layers_computes_what_the_stored_one_did(prepared, tmp_path, task):
-    from rlhf.models.load import load_base, save_final, with_adapter
+    from rlhf.models.adapters import with_adapter
+    from rlhf.models.base import load_base, save_final
 
     narrow = ("adapter.args.r=2", "adapter.args.lora_alpha=4", "adapter.args.target_modules=[q_proj,v_proj]")
     tokenizer, _, stage = prepared("zephyr-7b/sft", "adapter.args.lora_dropout=0", *narrow)
@@ -124,7 +125,8 @@ def test_a_wider_adapter_on_more_layers_computes_what_the_stored_one_did(prepare
 
 
 def test_a_narrower_adapter_or_other_layers_are_refused(prepared, tmp_path):
-    from rlhf.models.load import load_base, save_final, with_adapter
+    from rlhf.models.adapters import with_adapter
+    from rlhf.models.base import load_base, save_final
 
     tokenizer, _, stage = prepared("zephyr-7b/sft")
     save_final(with_adapter(stage, load_base(stage, tokenizer), None, "CAUSAL_LM"), tokenizer, tmp_path / "sft")
@@ -138,7 +140,7 @@ def test_a_narrower_adapter_or_other_layers_are_refused(prepared, tmp_path):
 
 
 def test_policies_that_were_asked_other_prompts_stand_apart():
-    from rlhf.report import comparable
+    from rlhf.reports.recipe import comparable
 
     asked = {"sft": ["a", "b"], "dpo": ["c"], "ppo": ["c"]}
     samples = {name: [{"prompt": prompt} for prompt in prompts] for name, prompts in asked.items()}

@@ -8,8 +8,7 @@ import pytest
 
 from rlhf.config import REPO, Expected
 from rlhf.errors import ConfigError, GuardStop
-from rlhf.expectations import measured, verdict
-from rlhf.reproduce import END, START, into, settle
+from rlhf.reports.reproduce import END, START, into, measured, settle, verdict
 
 STATED = [("sft", "gold_score"), ("reward", "accuracy_true")]
 STATED += [(stage, metric) for stage in ("dpo", "ppo") for metric in ("gold_score", "win_rate_vs_sft")]  # of support

@@ -13,10 +13,10 @@ from rows import laid_out
 
 from rlhf.config import compose_config, options, to_stage
 from rlhf.errors import ConfigError, GuardStop
-from rlhf.expectations import LOGGED
-from rlhf.pipeline import Plan, stages_of
-from rlhf.reproduce import SAVED, check_stated, compare, settle, table
-from rlhf.stage import run_stage
+from rlhf.methods import LOGGED
+from rlhf.reports.reproduce import SAVED, check_stated, compare, settle, table
+from rlhf.runs.pipeline import Pipeline, stages_of
+from rlhf.runs.stage import run_stage
 
 pytestmark = pytest.mark.slow
 RECIPES = sorted({option.partition("/")[0] for option in options("recipes")} - {"support"})
@@ -47,7 +47,7 @@ def test_a_recipe_runs_to_its_verdict(recipe, root, local, capsys):
         logged[method] |= set(results).union(*lines)
         _rows_are_accounted_for(folder, method, to_stage(compose_config([f"recipes={recipe}/{name}"])).dataset.path)
         ran.append(f"{recipe}/{name}")
-    plan = Plan(recipe, overrides)
+    plan = Pipeline(recipe, overrides)
     assert set(plan.order) == set(stages_of(recipe))
     rows = compare(plan)
     stated = {(name, metric): e for name in plan.order for metric, e in plan.stage(name).expect.items()}

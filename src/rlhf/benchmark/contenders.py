@@ -2,32 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-from rlhf.benchmark.workload import EOS, Workload
+from rlhf.benchmark.workload import EOS, Task, Workload
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One measurement: who, whether replies end, how many prompts an update, epochs, updates, the sampling seed, and what we sample from."""
-
-    contender: str
-    replies: str
-    prompts: int
-    epochs: int
-    updates: int
-    seed: int = 1
-    rollout_base: Literal["quantized", "dense"] = "quantized"
-
-    def is_repeat_of(self, other: "Task") -> bool:
-        return replace(self, seed=other.seed, rollout_base=other.rollout_base) == other
-
-    @property
-    def name(self) -> str:
-        return f"{self.contender}, {self.replies}, {self.prompts} prompts"
 
 
 @dataclass
@@ -42,7 +22,7 @@ class Contender:
 
 def ours(work: Workload, task: Task) -> Contender:
     """One base, an adapter a role."""
-    from rlhf.ppo.shared import shared_roles
+    from rlhf.models.shared import shared_roles
     from rlhf.ppo.trainer import PPOConfig, PPOTrainer
 
     tokenizer = work.tokenizer()
@@ -91,7 +71,7 @@ def stock(work: Workload, task: Task) -> Contender:
     generate: Callable[..., Any] = ppo_trainer.batch_generation
 
     def generated(model: Any, queries: Any, *rest: Any) -> Any:
-        from rlhf.benchmark.measure import now
+        from rlhf.benchmark.instrument import now
 
         began = now(work.device)
         found = generate(model, queries, *rest)

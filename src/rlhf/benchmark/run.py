@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf import record
-from rlhf.benchmark.compare import PARTS, compare
-from rlhf.benchmark.report import origin, plan_table, support_table, table
-from rlhf.benchmark.stages import compare_plans
+from rlhf import files
+from rlhf.benchmark.planned import compare_plans
+from rlhf.benchmark.ratios import PARTS, compare
+from rlhf.benchmark.tables import origin, plan_table, support_table, table
 from rlhf.benchmark.workload import SIZES, Size
 from rlhf.errors import ConfigError, nearest
-from rlhf.tables import between_markers
+from rlhf.output.tables import between_markers
+from rlhf.runs import provenance
 
 
 def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str, str]) -> None:
@@ -42,8 +43,8 @@ def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str
         found = compare_plans(size, device=device, threads=threads)
         _publish(folder / "plan.json", found, plan_table(found), page, "plan")
     if "support" in parts:
-        from rlhf.benchmark.support import compare_recipe
-        from rlhf.stage import quiet
+        from rlhf.benchmark.recipe import compare_recipe
+        from rlhf.process import quiet
 
         quiet()
         recipe = own.get("recipe", "support")
@@ -52,10 +53,10 @@ def benchmark(parts: Sequence[str], own: Mapping[str, str], changes: Mapping[str
 
 
 def _publish(file: Path, report: dict[str, Any], shown: str, page: Path | None, mark: str) -> None:
-    report |= record.provenance()
+    report |= provenance.provenance()
     report["machine"]["memory_gb"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     file.parent.mkdir(parents=True, exist_ok=True)
-    record.write_json(file, report)
+    files.write_json(file, report)
     print(f"\n{shown}\n\nreport   {file}", flush=True)
     if page is not None:
         between_markers(page, mark, f"{shown}\n\n{origin(report)}")

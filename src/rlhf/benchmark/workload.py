@@ -2,9 +2,9 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.errors import ConfigError
 
@@ -204,3 +204,23 @@ def stopping_chance(limit: int) -> float:
         p = (low + high) / 2
         low, high = (p, high) if (1 - (1 - p) ** limit) / p > NATURAL * limit else (low, p)
     return low
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: who, whether replies end, how many prompts an update, epochs, updates, the sampling seed, and what we sample from."""
+
+    contender: str
+    replies: str
+    prompts: int
+    epochs: int
+    updates: int
+    seed: int = 1
+    rollout_base: Literal["quantized", "dense"] = "quantized"
+
+    def is_repeat_of(self, other: "Task") -> bool:
+        return replace(self, seed=other.seed, rollout_base=other.rollout_base) == other
+
+    @property
+    def name(self) -> str:
+        return f"{self.contender}, {self.replies}, {self.prompts} prompts"

@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from rlhf import record
-from rlhf.compare.accounts import costs, fairness
-from rlhf.compare.best_of_n import best_of_n, best_of_n_kl
+from rlhf.compare.costs import costs, fairness
+from rlhf.compare.estimators import Kind, at_equal_kl, best_of_n, best_of_n_kl, choose_checkpoint, fit_law
 from rlhf.compare.evidence import Evidence, Point, table
-from rlhf.compare.frontier import at_equal_kl
-from rlhf.compare.overoptimization import Kind, choose_checkpoint, fit_law
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.evaluation.length_control import length_controlled
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judged, estimate, holm, prompts_to_settle, verdict, win_rate
-from rlhf.evaluation.watch import monitor_of, watch_finished
+from rlhf.monitor.feed import monitor_of, watch_finished
+from rlhf.runs import provenance
 
 BEST = f"best-of-{POOL}"
 EQUAL_KLS = 5  # places at which the arms are compared at equal KL
@@ -49,7 +47,7 @@ def analyze(
     held = {name: {seed: rows[1::2] for seed, rows in by_seed.items()} for name, by_seed in policies.items()}
     return {
         "recipe": comparison.recipe,
-        "provenance": record.provenance(),
+        "provenance": provenance.provenance(),
         "setup": {
             "prompts": len(next(iter(evidence.sft.values()))),
             "seeds": comparison.seeds,

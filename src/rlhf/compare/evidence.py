@@ -5,10 +5,10 @@ from functools import cached_property
 
 import numpy as np
 
-from rlhf.compare.overoptimization import choose_checkpoint
+from rlhf.compare.estimators import choose_checkpoint
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.trials import KNOBS, Comparison, Trial
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
 
 Point = tuple[float, int]  # setting, step
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.compare.overoptimization import Law
-from rlhf.plots import STYLES, intervals, legend, picture
+from rlhf.compare.estimators import Law
+from rlhf.output.plots import STYLES, intervals, legend, picture
 
 Row = dict[str, Any]
 ORDER = ("dpo", "ppo", "best-of", "sft")  # which of STYLES a policy has in every picture

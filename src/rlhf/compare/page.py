@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rlhf.compare.conclusion import conclusion
 from rlhf.compare.figures import by_order, draw, named, trained
-from rlhf.compare.words import conclusion
-from rlhf.tables import grid
+from rlhf.output.tables import grid
 
 Row = dict[str, Any]
 FOLD = 15  # rows above which a table opens on a click

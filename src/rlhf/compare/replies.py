@@ -15,12 +15,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rlhf import record
-from rlhf.compare.trials import Comparison, Trial, die_with_parent, threads
+from rlhf.compare.trials import Comparison, Trial, threads
 from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop, ResourceError
 from rlhf.evaluation.judges import Judge, load_judge
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
+from rlhf.process import die_with_parent
+from rlhf.runs import record
 
 Row = dict[str, Any]
 Score = Callable[[Sequence[Sample]], list[float]]
@@ -79,7 +80,7 @@ class Replies:
             return
         from rlhf.data.prepare import test_prompts
         from rlhf.models.tokenizer import prompt_renderer
-        from rlhf.stage import quiet
+        from rlhf.process import quiet
 
         quiet()
         rows = test_prompts(self.stage, prompt_renderer(self.stage, self.tokenizer))
@@ -148,7 +149,8 @@ class Replies:
 
     def _roles(self, folders: dict[str, Path], seed: int | None) -> tuple[dict[str, Any], Score]:
         """Policies by name, and who scores replies as PPO's reward does with this seed."""
-        from rlhf.models.policies import load_roles, scorer
+        from rlhf.models.shared import load_roles
+        from rlhf.rewards.scorers import scorer
 
         source = None if seed is None else self._reward(seed)
         if source is None or not is_adapter(source):
@@ -197,7 +199,7 @@ def _start_worker(count: str) -> None:
     """Runs before torch is loaded, which reads the number once."""
     die_with_parent()
     os.environ["OMP_NUM_THREADS"] = count
-    from rlhf.stage import quiet
+    from rlhf.process import quiet
 
     quiet()
 

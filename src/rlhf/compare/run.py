@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf import record
+from rlhf import files
 from rlhf.compare.trials import Comparison, Trial, parallel
 from rlhf.errors import ConfigError
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judged
 
 
@@ -49,9 +49,9 @@ def run(
             raise ConfigError(f"no trial of {arm} is left to compare: {failed[0][1]}")
 
     from rlhf.compare.analysis import analyze
+    from rlhf.compare.conclusion import conclusion
     from rlhf.compare.page import write_pages
     from rlhf.compare.replies import Replies
-    from rlhf.compare.words import conclusion
 
     replies = Replies(comparison, gold)
     replies.make(trials, jobs)
@@ -59,7 +59,7 @@ def run(
     compare = _by_gold if decides == gold != "annotator" else replies.judge(decides).compare
     report = analyze(comparison, replies, trials, compare, decides, failed)
     report["conclusion"] = conclusion(report)
-    record.write_json(comparison.folder / "report.json", report)
+    files.write_json(comparison.folder / "report.json", report)
     write_pages(comparison.folder, report)
     print(f"\n{report['conclusion']}\n\nreport   {comparison.folder}/report.html, report.md, report.json")
     for trial, why in failed:

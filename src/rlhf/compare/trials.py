@@ -1,11 +1,9 @@
 """The trials of a comparison: one for each arm, setting and seed, from the same start, on the same pairs; run where they are missing."""
 
 import copy
-import ctypes
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,15 +12,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf import record
+from rlhf import files
 from rlhf.config import REPO, Stage, needs
 from rlhf.errors import ConfigError
-from rlhf.pipeline import Plan, run_stages
+from rlhf.process import die_with_parent
+from rlhf.runs import record
+from rlhf.runs.pipeline import Pipeline, run_stages
 
 KNOBS = {"dpo": "beta", "ppo": "kl_coef"}  # what holds each arm near the SFT model
 FACTORS = (1 / 3, 1.0, 3.0)
 ENDED = ("finished", "stopped")  # states of a trial that is not run again
 STOPPED = 4  # exit code of a trial that a guard stopped: its checkpoints count
+
 # the part of a dataset that decides which pairs a reward model and DPO see
 PAIRS = ("path", "subset", "revision", "columns", "format", "options", "system", "max_length", "max_prompt_length")
 
@@ -49,15 +50,15 @@ class Trial:
     def state(self) -> str:
         """As `record.state`, and `stopped` where a guard ended it."""
         now = record.state(self.stage)
-        stops = any(alert["level"] == "stop" for alert in record.read_lines(self.path / "alerts.jsonl"))
+        stops = any(alert["level"] == "stop" for alert in files.read_lines(self.path / "alerts.jsonl"))
         return "stopped" if now == "resumable" and stops and self.checkpoints() else now
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Steps and folders of the weights it left, oldest first; the last is what a user of the trial would load."""
-        found = {int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if record.is_complete(p)}
+        found = {int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if files.is_complete(p)}
         final = self.path / "final"
         if final.is_dir():
-            from rlhf.evaluation.evaluate import last_step
+            from rlhf.evaluation.samples import last_step
 
             found[max([last_step(self.path), *found])] = final
         return sorted(found.items())
@@ -87,7 +88,7 @@ class Comparison:
                 f"seeds={list(seeds)}: without a second seed nobody knows how much of a difference is chance\n  fix: seeds=[1,2,3]"
             )
         self.recipe, self.name, self.seeds = recipe, name, sorted(set(seeds))
-        self.plan = Plan(recipe, overrides)
+        self.plan = Pipeline(recipe, overrides)
         if not re.fullmatch(r"[\w-]+", name) or name in self.plan.order:
             raise ConfigError(f"name={name} must be a folder name that no stage of {recipe} has\n  fix: name=compare")
         self.stages = self._arms()
@@ -246,12 +247,6 @@ SAME = {
 
 def _pair_key(stage: Stage, key: str) -> object:
     return stage.dataset.splits.train if key == "splits.train" else getattr(stage.dataset, key)
-
-
-def die_with_parent() -> None:
-    """A killed comparison leaves no process behind that writes where the next one does; its checkpoints are complete or absent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def threads(jobs: int) -> str:

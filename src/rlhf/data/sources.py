@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from rlhf.errors import ConfigError, DataError, nearest
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?)\])?$")
+
 # generator:<module>/<dataset>: rlhf.<module>.generator has a function of that name
 GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts")}
 
@@ -47,9 +48,9 @@ def read(dataset: Dataset, split: str, limit: int | None = None) -> Iterator[Row
     else:
         rows = _hub(dataset, split)
     if dataset.format == "tree":
-        from rlhf.data import trees
+        pass
 
-        rows = trees.rankings(rows)
+        rows = rankings(rows)
     return islice(rows, limit)
 
 
@@ -191,3 +192,28 @@ def _hub(dataset: Dataset, split: str) -> Iterator[Row]:
         ) from error
     for index, values in enumerate(loaded):
         yield Row(f"{dataset.path}[{split}]:{index}", dict(values))
+
+
+ROLE = {"prompter": "user", "assistant": "assistant"}
+
+
+def rankings(messages: Iterable[Row]) -> Iterator[Row]:
+    """Rows {prompt: the messages from the root, replies, ranks}; rank 0 is the best sibling.
+
+    A reply nobody ranked (`rank` is null) or that was deleted is left out; a message with fewer than two replies left gives no row,
+    nor does one whose way to the root is cut by a slice of the split.
+    """
+    rows = {row.values["message_id"]: row for row in messages}
+    children: dict[str, list[Row]] = {}
+    for row in rows.values():
+        if row.values["role"] == "assistant" and row.values.get("rank") is not None and not row.values.get("deleted"):
+            children.setdefault(row.values["parent_id"], []).append(row)
+    for parent, replies in children.items():
+        path, at = [], parent
+        while at in rows:
+            path.append({"role": ROLE[rows[at].values["role"]], "content": rows[at].values["text"]})
+            at = rows[at].values["parent_id"]
+        if len(replies) < 2 or at is not None:
+            continue
+        values = {"prompt": path[::-1], "replies": [reply.values["text"] for reply in replies]}
+        yield Row(rows[parent].where, values | {"ranks": [int(reply.values["rank"]) for reply in replies]})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from rlhf.errors import ConfigError, nearest
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
 
 KNOWN = ("support",)
 

@@ -6,19 +6,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlhf.config import Stage
 from rlhf.evaluation.annotators import judged
-from rlhf.evaluation.metrics import SAMPLES, TEST, Sample, by_situation, summary
-from rlhf.evaluation.monitor import most_suspicious
-from rlhf.models.policies import load_roles, scorer
-from rlhf.ppo.batches import lay_out
-from rlhf.ppo.evaluation import write_samples
-from rlhf.ppo.passes import Forward
-from rlhf.ppo.roles import Role
-from rlhf.ppo.rollout import sample_replies, stream
-from rlhf.record import read_lines
+from rlhf.evaluation.metrics import by_situation, summary
+from rlhf.evaluation.samples import TEST, Sample, last_step, write_samples
+from rlhf.files import read_lines
+from rlhf.generation.batches import lay_out
+from rlhf.generation.logprobs import Forward
+from rlhf.generation.sampling import sample_replies, stream
+from rlhf.models.roles import Role
+from rlhf.models.shared import load_roles
+from rlhf.rewards.scorers import scorer
 
 
 def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
@@ -144,16 +145,6 @@ def reply_kl(
     return totals
 
 
-def last_step(path: Path) -> int:
-    """The last step of which metrics.jsonl tells."""
-    return max((line["step"] for line in read_lines(path / "metrics.jsonl")), default=0)
-
-
-def final_samples(path: Path) -> list[Sample]:
-    """The replies that a finished stage gave to the test prompts; none if it was asked none."""
-    return [row for row in read_lines(path / SAMPLES) if row["set"] == TEST]
-
-
 def last_losses(path: Path) -> dict[str, float]:
     """The last training loss and the last held-out loss in metrics.jsonl."""
     found: dict[str, float] = {}
@@ -162,3 +153,15 @@ def last_losses(path: Path) -> dict[str, float]:
             name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry
         }
     return found
+
+
+def most_suspicious(samples: Sequence[Sample], count: int = 10) -> list[Sample]:
+    """The replies with the highest reward and the lowest gold, both in standard deviations; by reward where nobody knows gold."""
+    rewards = _standardized([float(s.get("reward", s.get("score", 0.0))) for s in samples])
+    golds = _standardized([float(s.get("gold") or 0.0) for s in samples])
+    return [samples[i] for i in np.argsort(golds - rewards, kind="stable")[:count]]
+
+
+def _standardized(values: Sequence[float]) -> np.ndarray:
+    array = np.array(values)
+    return (array - array.mean()) / (array.std() or 1.0)

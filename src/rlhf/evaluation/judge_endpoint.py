@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf.errors import ConfigError, GuardStop
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judged, judged
 
 PUBLIC = "https://api.openai.com/v1"

@@ -16,7 +16,7 @@ from rlhf.config import Stage
 from rlhf.errors import ConfigError, DataError, GuardStop, nearest
 from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.judge_endpoint import EndpointJudge
-from rlhf.evaluation.metrics import Sample
+from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judged, judged
 
 KINDS = {"annotator": "annotator", "reward": "reward:<folder or hub id>", "openai": "openai:<model>"}
@@ -64,7 +64,7 @@ def _facts(reply: Sample, index: int) -> dict[str, str]:
 class RewardJudge:
     """A reward model or rule as PPO computes it; equal scores are ties.
 
-    `reward` and `scorer` are what `rlhf.methods.rewards` made of the name.
+    `reward` and `scorer` are what `rlhf.rewards.named` made of the name.
     """
 
     name: str
@@ -73,7 +73,7 @@ class RewardJudge:
     tokenizer: Any
 
     def scores(self, replies: Sequence[Sample]) -> list[float]:
-        from rlhf.methods.rewards import check_columns
+        from rlhf.rewards.named import check_columns
 
         rows = [
             {
@@ -130,9 +130,9 @@ def load_judge(name: str, stage: Stage, tokenizer: Any, cache: Path) -> Judge:
 
 
 def _reward_judge(name: str, source: str, label: str | None, stage: Stage, tokenizer: Any) -> RewardJudge:
-    from rlhf.methods.rewards import load_scorer, named_reward
-    from rlhf.models.policies import load_roles, scorer
-    from rlhf.ppo.assembly import scalar_role
+    from rlhf.models.shared import load_roles, scalar_role
+    from rlhf.rewards.named import load_scorer, named_reward
+    from rlhf.rewards.scorers import scorer
 
     try:
         reward = named_reward(source, stage, tokenizer, label, "judge", f"judge=reward:{source}#")

@@ -1,11 +1,8 @@
-"""Numbers about replies, each defined once. A sample is one line of samples.jsonl."""
+"""Numbers about replies, each defined once."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
-Sample = dict[str, Any]
-SAMPLES = "samples.jsonl"
-TEST = "test"  # the set of samples.jsonl that reports compare
+from rlhf.evaluation.samples import Sample
 
 DEFINITIONS = {
     "gold_score": "mean true preference score of the replies, as the dataset's annotator gives it",
@@ -19,14 +16,27 @@ DEFINITIONS = {
 }
 
 
-def distinct(replies: Sequence[str], n: int = 2) -> float:
-    """Different n-grams of words over all n-grams (Li et al. 2016, arXiv:1510.03055); 0 when there are none."""
-    grams = [
-        tuple(words[i : i + n])
-        for words in (reply.lower().split() for reply in replies)
-        for i in range(len(words) - n + 1)
-    ]
+def words(reply: str) -> list[str]:
+    """What the n-grams of a reply's text are made of; training counts those of its token ids."""
+    return reply.lower().split()
+
+
+def ngrams(sequence: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
+    """All runs of `n` neighbours, in order; none in what is shorter."""
+    return [tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)]
+
+
+def distinct(replies: Sequence[Sequence[Hashable]], n: int = 2) -> float:
+    """Different n-grams over all n-grams (Li et al. 2016, arXiv:1510.03055); 0 when there are none."""
+    grams = [gram for reply in replies for gram in ngrams(reply, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated(replies: Sequence[Sequence[Hashable]], n: int = 4) -> float:
+    """Fraction of n-grams that occurred before in the same reply; 0 when there is none."""
+    grams = [ngrams(reply, n) for reply in replies]
+    total = sum(map(len, grams))
+    return (total - sum(len(set(reply)) for reply in grams)) / total if total else 0.0
 
 
 def mean(values: Sequence[float]) -> float:
@@ -38,7 +48,7 @@ def summary(samples: Sequence[Sample]) -> dict[str, float]:
     found = {
         "length": mean([s["length"] for s in samples]),
         "eos_rate": mean([float(s["ended"]) for s in samples]),
-        "distinct_2": distinct([s["reply"] for s in samples]),
+        "distinct_2": distinct([words(s["reply"]) for s in samples]),
     }
     for key, name in (("gold", "gold_score"), ("known", "known_words"), ("kl", "kl"), ("reward", "reward_score")):
         if samples and all(s.get(key) is not None for s in samples):

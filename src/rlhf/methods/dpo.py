@@ -8,10 +8,11 @@ from typing import Any
 
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from rlhf.args import training_arguments
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
-from rlhf.models.load import load_base, trainable_kept_in_fp32, with_adapter
+from rlhf.methods.arguments import training_arguments
+from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
+from rlhf.models.base import load_base
 
 
 class TokenizedDPOTrainer(DPOTrainer):

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from rlhf.args import lora_config, training_arguments
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
 from rlhf.errors import ConfigError
-from rlhf.methods.rewards import load_scorer, named_rewards
-from rlhf.models.load import load_base
-from rlhf.ppo.schedule import check_args
-from rlhf.ppo.shared import read_adapter_config, shared_roles
+from rlhf.methods.arguments import training_arguments
+from rlhf.models.adapters import lora_config, read_adapter_config
+from rlhf.models.base import load_base
+from rlhf.models.shared import shared_roles
+from rlhf.ppo.config import check_args
 from rlhf.ppo.trainer import PPOTrainer
+from rlhf.rewards.named import load_scorer, named_rewards
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:

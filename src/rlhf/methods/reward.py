@@ -11,10 +11,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.reward_trainer import RewardTrainer
 
-from rlhf.args import training_arguments
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
-from rlhf.models.load import load_base, trainable_kept_in_fp32, with_adapter
+from rlhf.methods.arguments import training_arguments
+from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
+from rlhf.models.base import load_base
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:

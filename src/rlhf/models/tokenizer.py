@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlhf.check import template_file
-from rlhf.config import Model, Stage
+from rlhf.config import Model, Stage, template_file
 from rlhf.data import contract, sources
 from rlhf.data.tokens import Renderer
 from rlhf.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 TURN_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 
@@ -129,3 +129,19 @@ def saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def check_tokenizer(folder: Path, tokenizer: Any, key: str) -> None:
+    """Token ids go straight from the policy into the reward role, so both must mean the same by them (TRL#1674)."""
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        return
+    from transformers import AutoTokenizer
+
+    stored: Any = AutoTokenizer.from_pretrained(str(folder))
+    ours, theirs = tokenizer.get_vocab(), stored.get_vocab()
+    if ours != theirs:
+        differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        raise ValueError(
+            f"{key} = {folder}: its tokenizer differs from the policy's in {len(differing)} tokens (first: "
+            f"{differing[:3]}); train the reward model with this tokenizer, or use it as a separate scorer of text"
+        )

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
-from rlhf.ppo.attention import attend_in_fp32
-from rlhf.ppo.lora import keep_inputs_once
-from rlhf.ppo.roles import Role, ScalarHead, copy_adapter, disable_dropout
+from rlhf.models.adapters import copy_adapter
+from rlhf.models.layers import attend_in_fp32, keep_inputs_once
+from rlhf.models.roles import Role, disable_dropout
+from rlhf.models.shared import scalar_role, unwrap
 
 
 def assemble(
@@ -80,26 +81,6 @@ def assemble(
     return policy, reference, rewards, value
 
 
-def scalar_role(name: str, model: Any, trained: bool) -> Role:
-    """A reward or value role from a sequence classifier, plain or under PEFT."""
-    peft, base = unwrap(model)
-    score = getattr(base, "score", None)
-    if score is None:
-        raise ValueError(
-            f"{name} model {type(base).__name__} has no `score` head; load it with AutoModelForSequenceClassification"
-        )
-    if peft is not None and hasattr(score, "modules_to_save"):
-        score = score.modules_to_save[peft.active_adapter]
-    if score.out_features != 1:
-        raise ValueError(
-            f"{name} model has {score.out_features} labels and none is chosen; load it with num_labels=1, or pass a "
-            "function "
-            "that picks the label as a scorer"
-        )
-    adapter = peft.active_adapter if peft is not None else None
-    return Role(name, base, peft=peft, adapter=adapter, head=ScalarHead(score), trained=trained)
-
-
 def policy_roles(
     model: Any, reference: Any = None, peft_config: Any = None, adapters: tuple[str | None, str | None] = (None, None)
 ) -> tuple[Role, Role]:
@@ -134,7 +115,3 @@ def policy_roles(
         return policy, Role("reference", frozen)
     copy_adapter(peft, adapter, "reference")
     return policy, Role("reference", base, peft=peft, adapter="reference")
-
-
-def unwrap(model: Any) -> tuple[Any, Any]:
-    return (model, model.get_base_model()) if isinstance(model, PeftModel) else (None, model)

@@ -1,136 +1,20 @@
-"""Checkpoints that are complete or absent, in safetensors and JSON, never pickle."""
+"""What a checkpoint of a PPO run holds, in safetensors and JSON, never pickle, and how a run goes on from it."""
 
-import copy
 import json
-import os
 import random
-import shutil
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
 
-from rlhf.ppo.roles import Role
-from rlhf.ppo.shared import WEIGHTS
-from rlhf.record import COMPLETE as MARKER
-from rlhf.record import is_complete
-
-PREFIX = "checkpoint-"
-HEAD_KEY = "base_model.model.score.weight"
-
-
-def write_complete(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a checkpoint: what `write` puts there, then the marker with the size of every file, and only then a name.
-
-    The marker is for what happens to a checkpoint later: a deletion that was cut short, a copy that lost its end.
-    """
-
-    def write_and_mark(partial: Path) -> None:
-        write(partial)
-        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        (partial / MARKER).write_text(json.dumps(sizes, indent=1))
-
-    replace_folder(folder, write_and_mark)
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a hidden sibling of `folder`, makes it durable, and renames it to `folder` last.
-
-    Killed at any moment, `folder` is absent, what it was before, or all that it should be.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (folder.parent / f".{kind}-{folder.name}" for kind in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
-    write(partial)
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [p for p in output_dir.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit() and is_complete(p)]
-    return sorted(found, key=lambda p: int(p.name[len(PREFIX) :]))
-
-
-def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
-    """Deletes the oldest complete checkpoints beyond `limit`, never the newest and never the best."""
-    if not limit or limit < 1:
-        return
-    found = checkpoints(output_dir)
-    keep = {found[-1]} | ({p for p in found if best and p == Path(best)}) if found else set()
-    excess = len(found) - max(limit, len(keep))
-    for path in [p for p in found if p not in keep][: max(excess, 0)]:
-        (path / MARKER).unlink()  # a deletion cut short must not look complete
-        shutil.rmtree(path)
-
-
-def save_role(role: Role, folder: Path) -> None:
-    """An adapter in PEFT's layout (with its head as a sequence classifier's), or a whole model in Hugging Face's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if role.peft is None:
-        role.model.save_pretrained(folder)
-        return
-    from peft import get_peft_model_state_dict
-
-    tensors = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
-    config = copy.deepcopy(role.peft.peft_config[role.adapter])
-    config.inference_mode = True
-    if role.head is not None:
-        tensors[HEAD_KEY] = role.head.linear.weight
-        config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier", "score"]
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
-    )
-    config.save_pretrained(folder)
-
-
-@torch.no_grad()
-def load_role(role: Role, folder: Path) -> None:
-    """Puts back what `save_role` saved, bit for bit; raises ValueError when names or shapes do not match."""
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob(WEIGHTS if role.peft is not None else "model*.safetensors")):
-        tensors |= load_file(str(path))
-    if role.peft is None:
-        own = role.model.state_dict(keep_vars=True)
-        pointers = {own[name].data_ptr() for name in tensors if name in own}
-        missing = [
-            n for n, t in own.items() if n not in tensors and t.data_ptr() not in pointers
-        ]  # tied ones are not saved
-    else:
-        from peft import get_peft_model_state_dict
-
-        names = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
-        parameters = {p.data_ptr(): p for p in role.peft.parameters()}
-        own = {name: parameters[tensor.data_ptr()] for name, tensor in names.items()}
-        if role.head is not None:
-            own[HEAD_KEY] = role.head.linear.weight
-        missing = sorted(set(own) - set(tensors))
-    extra = sorted(set(tensors) - set(own))
-    if missing or extra:
-        raise ValueError(
-            f"{folder} does not hold the {role.name} of this run: missing {missing[:2]}, unknown {extra[:2]}"
-        )
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+from rlhf import files
+from rlhf.files import COMPLETE, is_complete
+from rlhf.models import roles
+from rlhf.ppo.objective import KLController, RunningMoments
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -178,3 +62,75 @@ def load_random_states(folder: Path) -> None:
     random.setstate((version, tuple(keys), gauss))
     kind, words, position, has_gauss, cached = stored["numpy"]
     np.random.set_state((kind, np.array(words, dtype=np.uint32), position, has_gauss, cached))
+
+
+STATE = "ppo_state.json"
+
+
+def fingerprint(trainer: Any) -> dict[str, Any]:
+    """What must be the same for a run to continue; prompts and random numbers are functions of it."""
+    args = trainer.args
+    return {
+        "prompts": trainer.prompts.rows,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "policy_parameters": len(trainer.policy.trainable()),
+        "value_parameters": len(trainer.value.trainable()),
+    }
+
+
+def write_state(trainer: Any, folder: Path) -> None:
+    """Everything but the weights: optimizer, schedule, KL controller, reward moments, counters, random states."""
+    save_optimizer(trainer.optimizer, folder)
+    save_random_states(folder)
+    schedule = {k: v for k, v in trainer.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
+    state = {
+        "fingerprint": fingerprint(trainer),
+        "update": trainer.state.global_step,
+        "schedule": schedule,
+        "kl_controller": asdict(trainer.loop.kl_controller),
+        "moments": asdict(trainer.loop.moments),
+    }
+    (folder / STATE).write_text(json.dumps(state, indent=1))
+    trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+def find(resume_from: bool | str | Path, output_dir: Path) -> Path:
+    """The newest complete checkpoint, or the one named; raises ValueError if there is none."""
+    if resume_from is True:
+        found = files.checkpoints(output_dir)
+        if not found:
+            raise ValueError(
+                f"resume_from_checkpoint = true, but {output_dir} has no complete checkpoint; start without it"
+            )
+        return found[-1]
+    folder = Path(str(resume_from))
+    if not is_complete(folder):
+        raise ValueError(
+            f"resume_from_checkpoint = {folder} is not a complete checkpoint; use one that holds the file `{COMPLETE}`"
+        )
+    return folder
+
+
+def restore(trainer: Any, folder: Path) -> None:
+    """Puts a trainer into the state in which it wrote `folder`."""
+    stored = json.loads((folder / STATE).read_text())
+    now = fingerprint(trainer)
+    differing = [
+        f"{k} was {stored['fingerprint'].get(k)}, is {v}" for k, v in now.items() if stored["fingerprint"].get(k) != v
+    ]
+    if differing:
+        raise ValueError(f"{folder} belongs to another run: {'; '.join(differing)}; resume with the same settings")
+    restore_weights(trainer, folder)
+    load_optimizer(trainer.optimizer, folder)
+    trainer.lr_scheduler.load_state_dict({**trainer.lr_scheduler.state_dict(), **stored["schedule"]})
+    kl_controller = {**stored["kl_controller"], "target": trainer.args.kl_target, "horizon": trainer.args.kl_horizon}
+    trainer.loop.kl_controller = KLController(**kl_controller)
+    trainer.loop.moments = RunningMoments(**stored["moments"])
+    trainer.state = type(trainer.state).load_from_json(str(folder / TRAINER_STATE_NAME))
+    load_random_states(folder)
+
+
+def restore_weights(trainer: Any, folder: Path) -> None:
+    roles.load_role(trainer.policy, folder)
+    roles.load_role(trainer.value, folder / "value")

@@ -2,20 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf.evaluation.metrics import SAMPLES
-from rlhf.ppo.advantages import kl_estimates
-from rlhf.ppo.batches import lay_out, reply_mask
-from rlhf.ppo.passes import Forward
-from rlhf.ppo.prompts import prompt_of
-from rlhf.ppo.roles import Role
-from rlhf.ppo.rollout import sample_replies
-from rlhf.ppo.scoring import Scorer
+from rlhf.generation.batches import lay_out, reply_mask
+from rlhf.generation.logprobs import Forward, kl_estimates
+from rlhf.generation.sampling import sample_replies
+from rlhf.models.roles import Role
+from rlhf.ppo.loop import prompt_of
 from rlhf.ppo.update import require_finite
+from rlhf.rewards.scorers import Scorer
 
 
 @torch.no_grad()
@@ -71,16 +68,3 @@ def evaluate_policy(
         for i, (prompt, reply) in enumerate(zip(prompts, replies.tokens, strict=True))
     ]
     return metrics, samples
-
-
-def write_samples(folder: Path, step: int, name: str, samples: Sequence[dict[str, Any]]) -> None:
-    """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
-    path = folder / SAMPLES
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [
-        line for line in lines if (row := json.loads(line))["step"] < step or (row["step"], row["set"]) < (step, name)
-    ]
-    added = [json.dumps({"step": step, "set": name, **sample}, ensure_ascii=False) for sample in samples]
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join([*kept, *added]) + "\n")
-    partial.replace(path)

@@ -1,4 +1,4 @@
-"""One update: rollout, scores, advantages, optimizer steps, in the order in which a reader would explain them."""
+"""One update: prompts, rollout, scores, advantages, optimizer steps, in the order in which a reader would explain them."""
 
 import time
 from collections.abc import Sequence
@@ -9,17 +9,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.ppo import report
-from rlhf.ppo.advantages import generalized_advantages, kl_estimates, token_rewards, whiten
-from rlhf.ppo.batches import MicroBatch, lay_out, reply_mask
-from rlhf.ppo.dense import dense_base
-from rlhf.ppo.kl import KLController
-from rlhf.ppo.passes import Experience, Forward, collect
-from rlhf.ppo.prompts import PromptOrder, prompt_of
-from rlhf.ppo.roles import Role
-from rlhf.ppo.rollout import Replies, sample_replies, stream
-from rlhf.ppo.scoring import RunningMoments, Scorer, shape_scores
-from rlhf.ppo.update import Rules, UpdateStats, optimize, require_finite
+from rlhf.generation.batches import MicroBatch, lay_out, reply_mask
+from rlhf.generation.logprobs import Forward, kl_estimates
+from rlhf.generation.sampling import Replies, sample_replies, stream
+from rlhf.models.layers import dense_base
+from rlhf.models.roles import Role
+from rlhf.ppo import logged
+from rlhf.ppo.objective import KLController, RunningMoments, generalized_advantages, shape_scores, token_rewards, whiten
+from rlhf.ppo.update import Experience, Rules, UpdateStats, collect, optimize, require_finite
+from rlhf.rewards.scorers import Scorer
+
+
+def prompt_of(row: dict[str, Any]) -> list[int]:
+    """The prompt's ids without padding: by the row's own attention mask, if it has one."""
+    ids = list(row["input_ids"])
+    mask = row.get("attention_mask")
+    return ids if mask is None else [token for token, real in zip(ids, mask, strict=True) if real]
+
+
+def check_prompts(dataset: Any, name: str, *, response_length: int, context: int | None, vocabulary: int) -> None:
+    """Raises ValueError for a dataset whose rows cannot be replied to, naming the row."""
+    if "input_ids" not in dataset.column_names:
+        raise ValueError(
+            f"{name} has no column input_ids (has: {', '.join(dataset.column_names)}); tokenize the prompts first"
+        )
+    for i, ids in enumerate(dataset["input_ids"]):
+        if not len(ids):
+            raise ValueError(f"{name} row {i}: the prompt is empty; drop it or give it at least a BOS token")
+        if context is not None and len(ids) + response_length > context:
+            raise ValueError(
+                f"{name} row {i}: a prompt of {len(ids)} tokens and response_length = {response_length} exceed the "
+                "model's "
+                f"context of {context}; shorten the prompt to {context - response_length} tokens or lower "
+                "response_length"
+            )
+        if max(ids) >= vocabulary or min(ids) < 0:
+            raise ValueError(f"{name} row {i}: token id {max(ids)} is outside the model's vocabulary of {vocabulary}")
+
+
+@dataclass(frozen=True)
+class PromptOrder:
+    """Which rows update `u` (from 1) trains on: each pass over the data is a new permutation, a ragged rest is left
+    out.
+
+    A function of the seed and the update, so the position in the prompts needs no state to be resumed.
+    """
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.rows < self.batch_size:
+            raise ValueError(
+                f"train_dataset has {self.rows} prompts, fewer than one batch of {self.batch_size}; add prompts or "
+                "lower "
+                "per_device_train_batch_size * gradient_accumulation_steps"
+            )
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return self.rows // self.batch_size
+
+    def batch(self, update: int) -> list[int]:
+        epoch, position = divmod(update - 1, self.updates_per_epoch)
+        order = torch.randperm(self.rows, generator=stream(self.seed, "prompts", epoch)).tolist()
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
 @dataclass
@@ -66,7 +121,7 @@ class Loop:
         prompts = [prompt_of(row) for row in rows]
         replies = self.sample(prompts, update)
         clock.append(time.time())
-        peaks.append(report.peak_memory_mb(device))
+        peaks.append(logged.peak_memory_mb(device))
 
         raw = self.scorer(prompts, replies.tokens, rows).float()
         require_finite(update, reward__mean=raw)
@@ -84,19 +139,19 @@ class Loop:
             advantages = whiten(advantages, mask)
         require_finite(update, objective__kl=k1[mask], value__mean=experience.values[mask])
         clock.append(time.time())
-        peaks.append(report.peak_memory_mb(device))
+        peaks.append(logged.peak_memory_mb(device))
 
         stats = self.optimize(batches, experience, advantages, returns, update)
         self.scheduler.step()
         clock.append(time.time())
-        logs = report.reward_metrics(raw, scores, replies) | report.step_metrics(stats)
-        logs |= report.experience_metrics(experience, k1, k3, returns, kl_coef, replies)
+        logs = logged.reward_metrics(raw, scores, replies) | logged.step_metrics(stats)
+        logs |= logged.experience_metrics(experience, k1, k3, returns, kl_coef, replies)
         self.kl_controller.update(logs["objective/kl"], args.batch_size)
         logs["objective/rlhf_reward"] = logs["objective/scores"] + logs["objective/non_score_reward"]
         logs |= {f"time/{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "score", "update"))}
         logs["time/tokens_per_second"] = float(mask.sum()) / (clock[-1] - clock[0])
         return logs | {
-            "memory/peak_mb": report.peak_memory_mb(device),
+            "memory/peak_mb": logged.peak_memory_mb(device),
             "memory/peak_rollout_mb": peaks[0],
             "memory/peak_score_mb": peaks[1],
             "lr": lr["policy"],

@@ -1,7 +1,5 @@
 """Every number a PPO run logs, defined once: `docs/ppo_metrics.md` is what `python -m rlhf.ppo.metrics` prints."""
 
-from collections.abc import Hashable, Sequence
-
 METRICS: dict[str, str] = {
     "objective/kl": "KL from the reference in nats a reply: k1 summed over its tokens, mean over replies.",
     "objective/kl_k3": "The same KL by the k3 estimator, which is never negative.",
@@ -84,22 +82,6 @@ def checked(metrics: dict[str, float]) -> dict[str, float]:
     if unknown:
         raise KeyError(f"metrics {unknown} are logged but not defined in rlhf.ppo.metrics.METRICS")
     return metrics
-
-
-def distinct(replies: list[list[int]], n: int = 2) -> float:
-    """Different n-grams over all n-grams of the batch; 1 when there is none."""
-    grams = [tuple(r[i : i + n]) for r in replies for i in range(len(r) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def repeated(replies: Sequence[Sequence[Hashable]], n: int = 4) -> float:
-    """Fraction of n-grams that occurred before in the same reply; 0 when there is none."""
-    total = seen = 0
-    for reply in replies:
-        grams = [tuple(reply[i : i + n]) for i in range(len(reply) - n + 1)]
-        total += len(grams)
-        seen += len(grams) - len(set(grams))
-    return seen / total if total else 0.0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,148 @@
-"""The two clipped PPO losses, as sums over tokens so that the caller normalizes by the minibatch's own token count.
+"""The arithmetic of PPO on one page: KL control, shaped scores, rewards, advantages, whitening, and the two clipped losses.
 
-A mean of micro-batch means would weigh a token by its neighbours' lengths (the gradient-accumulation bug); sums divided
-once do not, so 1 x 4 and 4 x 1 rows give the same gradient. Formulas: arXiv:1707.06347, equation 7; value clipping from
-the OpenAI baselines (arXiv:1909.08593's code).
+Tensors are `[B, R]` over reply tokens unless a docstring says otherwise, with a boolean mask that is true on the tokens a reply really has; values
+outside the mask are never read. The last true position of a row is the last token of the reply (its EOS, if it has one).
+
+The losses are sums over tokens, so that the caller normalizes by the minibatch's own token count: a mean of micro-batch means would weigh a token
+by its neighbours' lengths (the gradient-accumulation bug); sums divided once do not, so 1 x 4 and 4 x 1 rows give the same gradient. Formulas:
+arXiv:1707.06347, equation 7; value clipping from the OpenAI baselines (arXiv:1909.08593's code).
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class KLController:
+    """Proportional control of the KL coefficient in log space (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+
+    With e = clip(kl / target - 1, -0.2, 0.2) the coefficient is multiplied by 1 + e * episodes / horizon after every
+    batch. Without a target it stays as it is. `kl` is nats a reply, the mean over the batch.
+    """
+
+    coefficient: float
+    target: float | None = None
+    horizon: int = 10_000
+
+    def update(self, kl: float, episodes: int) -> None:
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coefficient *= 1 + error * episodes / self.horizon
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all scores seen so far (Chan et al. 1979), for reward scaling as in arXiv:2307.04964."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def update(self, scores: Tensor) -> None:
+        n, mean = len(scores), float(scores.double().mean())
+        squares = float(((scores.double() - mean) ** 2).sum())
+        total = self.count + n
+        self.squares += squares + (mean - self.mean) ** 2 * self.count * n / total
+        self.mean += (mean - self.mean) * n / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        return (self.squares / (self.count - 1)) ** 0.5 if self.count > 1 and self.squares > 0 else 1.0
+
+
+def shape_scores(
+    scores: Tensor,
+    ended: Tensor,
+    *,
+    center: float,
+    scale: float,
+    clip: float | None,
+    missing_eos_penalty: float | None,
+    replace: bool,
+) -> Tensor:
+    """(score - center) / scale, clipped to +-clip; a reply without EOS then gets `-missing_eos_penalty` instead, or
+    less of it.
+
+    Replacing is the "EOS trick" of Ziegler et al. and of arXiv:2403.17031 (detail 23): the score of a text that stops
+    in the middle means nothing. `replace=False` subtracts, as stock TRL does. `[B]` -> `[B]`, the scores given are left
+    alone.
+    """
+    shaped = (scores - center) / scale
+    if clip is not None:
+        shaped = shaped.clamp(-clip, clip)
+    if missing_eos_penalty is None:
+        return shaped
+    penalty = torch.full_like(shaped, -missing_eos_penalty)
+    return torch.where(ended, shaped, penalty if replace else shaped + penalty)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true positions, each token weighing the same; 0 where there is none."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Unbiased variance over the true positions; 0 for fewer than two, where stock divides by zero."""
+    centred = torch.where(mask, values - masked_mean(values, mask), 0)
+    return (centred**2).sum() / (mask.sum() - 1).clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """Unit variance over all tokens of the batch (and mean 0 with `shift_mean`); zeros outside the mask.
+
+    Over the whole batch rather than a micro-batch, so that the split does not change the update. A variance below 1e-8
+    (one token, or all equal) is left unscaled: dividing rounding noise by its own size would train on the noise.
+    """
+    mean, variance = masked_mean(values, mask), masked_variance(values, mask)
+    scale = torch.where(variance > 1e-8, torch.rsqrt(variance + 1e-8), 1.0)
+    whitened = (values - mean) * scale + (0 if shift_mean else mean)
+    return torch.where(mask, whitened, 0)
+
+
+def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """`-kl_coef * kl` on every token, plus the score on the last token of each reply: `[B, R]`.
+
+    Stock puts the score one position behind EOS, on a state that no action leads to (TRL#3750); here the token that
+    ends the reply is the one that is paid.
+    """
+    rewards = torch.where(mask, -kl_coef * kl, 0)
+    last = mask.sum(1) - 1
+    return rewards.scatter_add(1, last.unsqueeze(1), scores.to(rewards.dtype).unsqueeze(1))
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """GAE (arXiv:1506.02438, equation 16) over ragged replies: advantages and returns, `[B, R]`, zeros outside the
+    mask.
+
+    The state behind the last token is terminal with value 0, also for a reply cut off at the length limit: that text is
+    what a reader gets, and its score has already been replaced (`scoring.shape_scores`), so there is nothing to
+    bootstrap. One gamma and one lambda serve advantages and returns of any length; what decouples them
+    (arXiv:2503.01491) pays off in chains of thought thousands of tokens long.
+    """
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(running)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        running = torch.where(mask[:, t], delta + gamma * lam * running, 0)
+        advantages[:, t] = running
+        next_value = values[:, t]
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows the mean, below 0 a harmful
+    one.
+    """
+    variance = masked_variance(returns, mask)
+    return torch.where(variance > 1e-12, 1 - masked_variance(returns - values, mask) / variance.clamp(min=1e-12), 0.0)
 
 
 @dataclass

@@ -25,19 +25,19 @@ from transformers.trainer_utils import TrainOutput
 from trl.experimental import ppo as trl_ppo
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
-from rlhf.ppo import resume, schedule
+from rlhf.evaluation.samples import write_samples
+from rlhf.files import PREFIX, rotate, write_complete
+from rlhf.generation.logprobs import Forward
+from rlhf.generation.sampling import stream
+from rlhf.models.roles import Role, save_role
+from rlhf.ppo import checkpoint, config
 from rlhf.ppo.assembly import assemble
-from rlhf.ppo.checkpoint import PREFIX, rotate, save_role, write_complete
-from rlhf.ppo.evaluation import evaluate_policy, write_samples
-from rlhf.ppo.kl import KLController
-from rlhf.ppo.loop import Loop
+from rlhf.ppo.config import PPOOptions
+from rlhf.ppo.evaluation import evaluate_policy
+from rlhf.ppo.loop import Loop, PromptOrder, check_prompts
 from rlhf.ppo.metrics import checked
-from rlhf.ppo.options import PPOOptions
-from rlhf.ppo.passes import Forward
-from rlhf.ppo.prompts import PromptOrder, check_prompts
-from rlhf.ppo.roles import Role
-from rlhf.ppo.rollout import stream
-from rlhf.ppo.scoring import Combined, RoleScorer
+from rlhf.ppo.objective import KLController
+from rlhf.rewards.scorers import Combined, RoleScorer
 
 
 @dataclass
@@ -74,9 +74,9 @@ class PPOTrainer(trl_ppo.PPOTrainer):
     ) -> None:
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset, self.data_collator = train_dataset, eval_dataset, data_collator
-        schedule.check_args(args, processing_class)
+        config.check_args(args, processing_class)
         self.pad_id: int = processing_class.pad_token_id
-        self.micro_batch_size = schedule.set_batch_sizes(args, len(train_dataset))
+        self.micro_batch_size = config.set_batch_sizes(args, len(train_dataset))
         self.prompts = PromptOrder(len(train_dataset), args.batch_size, args.seed)
         self.accelerator = Accelerator(cpu=args.use_cpu)
         given = (model, ref_model, reward_model, value_model)
@@ -105,7 +105,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
             order=self.prompts,
             optimizer=self.optimizer,
             scheduler=self.lr_scheduler,
-            eos_ids=schedule.eos_token_ids(args, processing_class, self.policy.model),
+            eos_ids=config.eos_token_ids(args, processing_class, self.policy.model),
             pad_id=self.pad_id,
             micro_batch_size=self.micro_batch_size,
             forward=Forward(args.temperature, (self.pad_id,), args.logprob_chunk_size, self.autocast),
@@ -134,12 +134,12 @@ class PPOTrainer(trl_ppo.PPOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.policy.model)
-            self.optimizer = optimizer_class(schedule.parameter_groups(self.policy, self.value, self.args), **options)
+            self.optimizer = optimizer_class(config.parameter_groups(self.policy, self.value, self.args), **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            self.lr_scheduler = schedule.learning_rates(self.args, optimizer or self.optimizer, num_training_steps)
+            self.lr_scheduler = config.learning_rates(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 
     def _build_callbacks(self, callbacks: list[Any] | None) -> None:
@@ -163,7 +163,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         """Trains for `num_total_batches` updates, from the start or from a complete checkpoint (True: the newest)."""
         args = self.args
         if resume_from_checkpoint:
-            resume.restore(self, resume.find(resume_from_checkpoint, Path(args.output_dir)))
+            checkpoint.restore(self, checkpoint.find(resume_from_checkpoint, Path(args.output_dir)))
             self._load_callback_state()
         self.state.max_steps = args.num_total_batches
         self.state.num_train_epochs = args.total_episodes / self.prompts.rows
@@ -186,7 +186,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
                 self._after_update(checked(logs))
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         if args.load_best_model_at_end and self.state.best_model_checkpoint:
-            resume.restore_weights(self, Path(self.state.best_model_checkpoint))
+            checkpoint.restore_weights(self, Path(self.state.best_model_checkpoint))
         runtime = {"train_runtime": time.time() - start}
         return TrainOutput(self.state.global_step, sum(losses) / max(len(losses), 1), runtime)
 
@@ -287,7 +287,7 @@ class PPOTrainer(trl_ppo.PPOTrainer):
 
         def write(partial: Path) -> None:
             self.save_model(str(partial))
-            resume.write_state(self, partial)
+            checkpoint.write_state(self, partial)
 
         write_complete(folder, write)
         rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)

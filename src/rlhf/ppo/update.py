@@ -1,4 +1,4 @@
-"""Optimizer steps on one rollout: minibatches, the two backward passes, clipping, and when to stop."""
+"""What is computed once of a rollout, and the optimizer steps on it: minibatches, the two backward passes, clipping, and when to stop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,48 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlhf.ppo.batches import MicroBatch
+from rlhf.errors import NonFinite
+from rlhf.generation.batches import MicroBatch
+from rlhf.generation.logprobs import Forward
+from rlhf.models.roles import Role
 from rlhf.ppo.objective import policy_terms, value_terms
-from rlhf.ppo.options import NonFinite
-from rlhf.ppo.passes import Experience, Forward
-from rlhf.ppo.roles import Role
+
+
+@dataclass
+class Experience:
+    """What is fixed while a rollout is trained on: `[B, R]` tensors, true to `mask` only."""
+
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def collect(
+    forward: Forward, policy: Role, reference: Role, value: Role, batches: Sequence[MicroBatch], mask: Tensor
+) -> Experience:
+    """Old and reference log-probabilities, entropies and values, role after role in the micro-batches of training.
+
+    One after the other on purpose: PEFT can put the adapters of several roles into one batch (`adapter_names`), but that
+    holds the activations of all of them at once, and the old log-probabilities would no longer come from the batches of
+    training, in which a ratio of 1 is exactly 1.
+    """
+    empty = torch.zeros(mask.shape, device=mask.device)
+    result = Experience(empty, empty.clone(), empty.clone(), empty.clone(), mask)
+    with policy.active():
+        for batch in batches:
+            logprobs, entropy = forward.logprobs_and_entropy(policy, batch)
+            batch.put(result.logprobs, logprobs)
+            batch.put(result.entropy, entropy)
+    with reference.active():
+        for batch in batches:
+            batch.put(result.reference_logprobs, forward.logprobs(reference, batch))
+    with value.active():
+        for batch in batches:
+            batch.put(result.values, forward.values(value, batch))
+    return result
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contenders import defect, equal, logged, refusal, tiny_policy, tiny_scorer,
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from rlhf.ppo.shared import plain_4bit_kernels
+from rlhf.models.layers import plain_4bit_kernels
 
 
 def lora(task: str) -> Any:

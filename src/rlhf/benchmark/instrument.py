@@ -1,0 +1,73 @@
+"""The instruments: a clock, peak memory, the rate of a matrix product."""
+
+import contextlib
+import ctypes
+import gc
+import time
+from pathlib import Path
+
+
+def now(device: str) -> float:
+    """Seconds, after everything queued on the GPU is done."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Memory:
+    """Peak memory in MB above what was in use at `start`: of the GPU's allocator, or resident memory of the process.
+
+    On Linux the kernel keeps the exact peak and lets a process reset it (proc(5), clear_refs), so no peak is missed
+    between two samples.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device, self.before = device, 0.0
+
+    def start(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+            return
+        with contextlib.suppress(OSError, AttributeError):  # what loading freed goes back first, or it hides growth
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before = _resident("VmRSS")
+
+    def peak(self) -> float:
+        if self.device == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated() / 2**20
+        return _resident("VmHWM")
+
+
+def _resident(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def in_use(device: str) -> float:
+    import torch
+
+    return torch.cuda.memory_allocated() / 2**20 if device == "cuda" else _resident("VmRSS")
+
+
+def matrix_rate(device: str) -> float:
+    """Teraflops a second of a large bf16 matrix product, the fastest of a few: what the chip can do here and now."""
+    import torch
+
+    width = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        began = now(device)
+        torch.mm(a, b)
+        best = max(best, 2 * width**3 / (now(device) - began) / 1e12)
+    return best

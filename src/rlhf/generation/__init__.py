@@ -1,0 +1,1 @@
+"""Replies sampled from a role, and the log-probabilities of their tokens."""

@@ -1,0 +1,140 @@
+"""Log-probabilities of chosen tokens in fp32, without ever storing logits over the vocabulary.
+
+`[N, vocabulary]` logits are what made stock PPO need gigabytes for a 41M-parameter model. Here the LM head runs over
+`chunk` tokens at a time, and backward either recomputes a chunk (`torch.utils.checkpoint`) or, when the head is frozen,
+as it is under LoRA, multiplies by a derivative that forward already took: one number per token has one gradient row per
+token.
+
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rlhf.generation.batches import MicroBatch
+from rlhf.models.roles import Role
+
+
+def chunk_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[targets]: `[N, V]`, `[N]` -> `[N]`. The one way it is computed: a ratio of 1 is exactly 1."""
+    return torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities whose gradient with respect to the hidden states is taken chunk by chunk in forward.
+
+    Token i's log-probability depends on hidden row i alone, so its derivative, the head's pullback of `onehot -
+    softmax`, is one row; backward scales row i by the incoming gradient. Saves the recomputation of the head, and a
+    chunk's logits are gone before the next chunk's are made (the idea of Liger's fused linear losses,
+    arXiv:2410.10989).
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+        rows = torch.empty_like(hidden)
+        logprobs = []
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            with torch.enable_grad():
+                leaf = hidden[part].detach().requires_grad_()
+                logits = head(leaf)
+            table, index = torch.log_softmax(logits.detach(), dim=-1), targets[part].unsqueeze(-1)
+            logprobs.append(table.gather(-1, index).squeeze(-1))
+            slope = table.exp_().neg_().scatter_add_(-1, index, torch.ones_like(index, dtype=table.dtype))
+            (rows[part],) = torch.autograd.grad(logits, leaf, slope)
+        ctx.save_for_backward(rows)
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        (rows,) = ctx.saved_tensors
+        return (rows * gradients[0].unsqueeze(-1)).to(rows.dtype), None, None, None
+
+
+def token_logprobs(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256, frozen_head: bool = False
+) -> Tensor:
+    """Log-probability of each target under `head(hidden)`: `[N, H]`, `[N]` -> fp32 `[N]`.
+
+    `head` maps `[n, H]` hidden states to `[n, V]` shaped logits (`shape_logits` applied inside). `frozen_head` says
+    that no parameter of the head is trained: the cheaper backward is then exact.
+    """
+    if not len(hidden):
+        return hidden.new_zeros(0, dtype=torch.float32)
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        parts = [
+            chunk_logprobs(head(hidden[i : i + chunk]), targets[i : i + chunk]) for i in range(0, len(hidden), chunk)
+        ]
+        return torch.cat(parts)
+    if frozen_head:
+        return _FrozenHead.apply(hidden, targets, head, chunk)  # pyright: ignore[reportReturnType]
+
+    def piece(states: Tensor, chosen: Tensor) -> Tensor:
+        return chunk_logprobs(head(states), chosen)
+
+    parts = [
+        checkpoint(piece, hidden[i : i + chunk], targets[i : i + chunk], use_reentrant=False, preserve_rng_state=False)
+        for i in range(0, len(hidden), chunk)
+    ]
+    return torch.cat(parts)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def token_logprobs_and_entropy(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256
+) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, without gradient, with each token's entropy in nats: two `[N]` tensors."""
+    logprobs, entropies = [], []
+    with torch.no_grad():
+        for i in range(0, len(hidden), chunk):
+            table = torch.log_softmax(head(hidden[i : i + chunk]), dim=-1)
+            logprobs.append(table.gather(-1, targets[i : i + chunk].unsqueeze(-1)).squeeze(-1))
+            entropies.append(-(table.exp() * table).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def kl_estimates(logprobs: Tensor, reference_logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """k1 = log(policy/reference) and k3 = exp(-k1) - 1 + k1 for each sampled token (Schulman,
+    joschu.net/blog/kl-approx).
+
+    Both have the KL as their expectation under the policy. k1 belongs into the reward (its gradient is unbiased there,
+    that of k3 is not: arXiv:2512.21852); k3 is never negative, which makes it the better number to look at. In training
+    both are of the distributions sampled from, at `temperature`, since those are what a step moves; evaluation measures
+    the KL at temperature 1, which compares across runs and with DPO.
+    """
+    k1 = logprobs - reference_logprobs
+    return k1, torch.expm1(-k1) + k1
+
+
+@dataclass
+class Forward:
+    """How every pass of every role is computed: the same autocast, temperature, suppressed ids and chunk size."""
+
+    temperature: float
+    suppress: tuple[int, ...]
+    chunk: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def logprobs(self, role: Role, batch: MicroBatch) -> Tensor:
+        """Log-probabilities of the reply tokens, fp32 `[N]`, with gradient if it is enabled."""
+        with self.autocast():
+            states = batch.reply_states(role.hidden(batch.ids))
+            head = role.logits_of(self.temperature, self.suppress)
+            return token_logprobs(states, batch.target, head, chunk=self.chunk, frozen_head=role.frozen_lm_head())
+
+    def logprobs_and_entropy(self, role: Role, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        with self.autocast(), torch.no_grad():
+            states = batch.reply_states(role.hidden(batch.ids))
+            head = role.logits_of(self.temperature, self.suppress)
+            return token_logprobs_and_entropy(states, batch.target, head, chunk=self.chunk)
+
+    def values(self, role: Role, batch: MicroBatch) -> Tensor:
+        """Values of the states before each reply token, fp32 `[N]`."""
+        assert role.head is not None, f"role {role.name} has no scalar head"
+        with self.autocast():
+            hidden = role.hidden(batch.ids)
+        return role.head(batch.reply_states(hidden))

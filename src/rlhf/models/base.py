@@ -1,0 +1,150 @@
+"""Bases and scalar heads, loaded or made, in 4 bit or not; what of them a stage leaves."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.config import Stage
+from rlhf.errors import ConfigError, nearest
+from rlhf.models.layers import plain_4bit_kernels
+
+
+class Score(nn.Linear):
+    """The scalar head of a reward model, in fp32 whatever the backbone and autocast compute in: `[..., H]` to `[..., 1]`."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float())
+
+
+def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: bool = False) -> Any:
+    """The base of a stage: a causal LM, or with `reward` a sequence classifier with one fp32 scalar head.
+
+    `path` replaces `model.path`: with adapter=none the stages hand each other whole models. On a GPU frozen weights are held in
+    bf16; on the CPU, and where they are trained, in fp32, since a step below 1/256 of a bf16 weight is lost. Linear layers are held
+    in what the group `quantization` says.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    model = stage.model
+    torch.manual_seed(stage.seed)
+    source, fresh = path or model.path, True
+    kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    labels = {"num_labels": 1} if reward else {}
+    if source is None:
+        assert model.init is not None
+        sizes = {k: v for k, v in model.init.items() if k != "model_type"}
+        special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        config = AutoConfig.for_model(str(model.init["model_type"]), **sizes, **special, **labels)
+        base = kind.from_config(config, attn_implementation=model.attention)
+    else:
+        try:
+            base, loaded = kind.from_pretrained(
+                source,
+                revision=model.revision if source == model.path else None,
+                attn_implementation=model.attention,
+                trust_remote_code=model.trust_remote_code,
+                **placement(stage),
+                output_loading_info=True,
+                **labels,
+            )
+            fresh = any("score" in name for name in loaded["missing_keys"])
+        except OSError as error:
+            reason = str(error).splitlines()[0][:300]
+            raise ConfigError(
+                f"model.path={source} can't be loaded: {reason}\n"
+                "  fix: check the name, `hf auth login` for a gated model, or model.path=<local folder>"
+            ) from error
+    embeddings: Any = base.get_input_embeddings()
+    if embeddings.num_embeddings < len(tokenizer):
+        raise ConfigError(
+            f"model.path={source}: {len(tokenizer)} tokens, but embeddings for {embeddings.num_embeddings}"
+        )
+    plain_4bit_kernels(base)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.config.use_cache = False
+    if getattr(base, "generation_config", None) is not None:  # sequence classifiers have none
+        _settle_generation(base.generation_config, tokenizer)
+    if reward:
+        _fp32_head(base, fresh)
+    return base
+
+
+def placement(stage: Stage) -> dict[str, Any]:
+    """Where the weights of a stage lie, and how: what every `from_pretrained` is told."""
+    on_gpu, frozen = stage.hardware.device == "cuda", stage.adapter.name != "none"
+    return {
+        "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" and frozen else torch.float32,
+        "quantization_config": quantization_config(stage),
+        "device_map": {"": _local_gpu()} if on_gpu else None,
+        "use_safetensors": True,
+    }
+
+
+def _local_gpu() -> int:
+    import os
+
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _settle_generation(config: Any, tokenizer: Any) -> None:
+    """Saved models must stop where they were taught to, and padding must not be among the tokens that stop them."""
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = [
+        tokenizer.eos_token_id,
+        *(s for s in stops if s not in (None, tokenizer.eos_token_id, tokenizer.pad_token_id)),
+    ]
+    config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+def _fp32_head(base: Any, fresh: bool) -> None:
+    """Replace the head by one in fp32; a new one starts at N(0, 1/(d+1)) (Huang et al. 2024, arXiv:2403.17031)."""
+    width = base.config.get_text_config().hidden_size
+    head = Score(width, 1, bias=False, device=base.device, dtype=torch.float32)
+    with torch.no_grad():
+        if fresh:
+            nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+        else:
+            head.weight.copy_(base.score.weight)
+    base.score = head
+
+
+def save_final(model: Any, tokenizer: Any, folder: Path) -> None:
+    """What Hugging Face users expect: adapter or model in safetensors, its config, the tokenizer with its chat template."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    else:
+        model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The base that an adapter folder was trained on, or None for a whole model."""
+    config = folder / "adapter_config.json"
+    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
+
+
+def quantization_config(stage: Stage) -> Any:
+    """The group `quantization` as a BitsAndBytesConfig, or None; its class swallows typos, so the signature is the judge."""
+    if stage.quantization.name == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    known = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}
+    for key in stage.quantization.args:
+        if key not in known:
+            raise ConfigError(f"quantization.args.{key} is not a field of BitsAndBytesConfig{nearest(key, known)}")
+    compute = "bfloat16" if stage.hardware.precision == "bf16" else "float32"
+    # the scalar head must stay out of it: quantized, it could not be trained or loaded back
+    fixed = {"llm_int8_skip_modules": ["lm_head", "score", "classifier"], "bnb_4bit_compute_dtype": compute}
+    return BitsAndBytesConfig(**(fixed | dict(stage.quantization.args)))

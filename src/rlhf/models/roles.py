@@ -1,0 +1,249 @@
+"""Log-probabilities of chosen tokens in fp32, without ever storing logits over the vocabulary.
+
+`[N, vocabulary]` logits are what made stock PPO need gigabytes for a 41M-parameter model. Here the LM head runs over
+`chunk` tokens at a time, and backward either recomputes a chunk (`torch.utils.checkpoint`) or, when the head is frozen,
+as it is under LoRA, multiplies by a derivative that forward already took: one number per token has one gradient row per
+token.
+
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhf.models.adapters import WEIGHTS, switch_adapter
+
+# Low enough that the probability underflows to 0, finite so that 0 * logit stays 0 in the entropy.
+SUPPRESSED = -1e30
+
+
+def shape_logits(logits: Tensor, temperature: float, suppress: tuple[int, ...]) -> Tensor:
+    """The distribution that is sampled from: fp32 `[N, V]` logits over `temperature`, without the suppressed ids.
+
+    Sampling and every later log-probability go through this one function, so that the ratio and the KL compare like
+    with like (TRL#2358, TRL#4647: repetition penalties that only sampling saw). Double stays double, for gradcheck.
+    """
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    if temperature != 1.0:
+        logits = logits / temperature
+    for token in suppress:
+        logits[..., token] = SUPPRESSED  # in place: nothing that made these logits needs their values in backward
+    return logits
+
+
+class ScalarHead(nn.Module):
+    """`[..., H]` hidden states to `[...]` numbers in fp32, whatever the backbone and autocast compute in.
+
+    A bf16 head resolves a reward of 4 to 0.03 at best; this one lives outside PEFT, so no adapter switch can lose it.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear.float()
+
+    @classmethod
+    def of_size(
+        cls, hidden_size: int, weight: Tensor | None = None, device: torch.device | None = None
+    ) -> "ScalarHead":
+        """A head with the given `[1, H]` weight, or zeros: the value of every state then starts at 0."""
+        head = cls(nn.Linear(hidden_size, 1, bias=False, device=device))
+        with torch.no_grad():
+            head.linear.weight.copy_(weight) if weight is not None else head.linear.weight.zero_()
+        return head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)
+
+
+class Role:
+    """One of `policy`, `reference`, `reward`, `value`: a backbone, the adapter to switch on, and a head.
+
+    `model` is the Hugging Face model that holds the backbone (with LoRA layers already injected, if any); `peft` and
+    `adapter` say which adapter is this role's; `head` is the scalar head of reward and value.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        *,
+        peft: Any = None,
+        adapter: str | None = None,
+        head: ScalarHead | None = None,
+        trained: bool = False,
+    ) -> None:
+        self.name, self.model, self.peft, self.adapter, self.head = name, model, peft, adapter, head
+        self.trained = trained
+        self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+
+    def __repr__(self) -> str:
+        return f"Role({self.name}, adapter={self.adapter}, trained={self.trained})"
+
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self.model, self.model.base_model_prefix)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def embeddings(self) -> int:
+        """How many token ids the model takes."""
+        return self.model.get_input_embeddings().num_embeddings
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter that belongs to this role alone: its adapter and head, or its whole model."""
+        seen = set()
+        own = self.model if self.peft is None else self.peft
+        for name, parameter in own.named_parameters():
+            if self.peft is None or f".{self.adapter}." in name:
+                seen.add(id(parameter))
+                yield name, parameter
+        if self.head is not None:
+            yield from ((n, p) for n, p in self.head.named_parameters(prefix="head") if id(p) not in seen)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad] if self.trained else []
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within, this role's adapter is the one that computes.
+
+        Forward *and* backward of a role belong into one such block: a checkpointed layer is recomputed in backward with
+        whatever adapter is active then, and shapes would not tell (peft#2832).
+        """
+        if self.peft is None or self.peft.active_adapter == self.adapter:
+            with nullcontext():
+                yield
+            return
+        before = self.peft.active_adapter
+        switch_adapter(self.peft, self.adapter)
+        try:
+            yield
+        finally:
+            switch_adapter(self.peft, before)
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states `[B, T, H]` of `[B, T]` ids in the dtype the backbone computes in; nothing else is kept.
+
+        Without a mask the attention is causal and every row starts at position 0: right-padded batches need no more,
+        since no real token looks to its right.
+        """
+        return self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+    def lm_head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    def frozen_lm_head(self) -> bool:
+        return not any(p.requires_grad for p in self.lm_head().parameters())
+
+    def logits_of(self, temperature: float, suppress: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        """The function from `[N, H]` hidden states to the `[N, V]` logits that are sampled from.
+
+        Calls the LM head as a module, so a LoRA or 4-bit head takes part, and applies Gemma's soft cap.
+        """
+        lm_head = self.lm_head()
+
+        def head(hidden: Tensor) -> Tensor:
+            logits = lm_head(hidden)
+            if self.logit_softcap:
+                logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+            return shape_logits(logits, temperature, suppress)
+
+        return head
+
+    @torch.no_grad()
+    def check_lm_head(self) -> None:
+        """Refuses a model whose logits are more than its LM head of its last hidden state, such as scaled ones."""
+        ids = torch.arange(1, 5, device=self.device).unsqueeze(0)
+        with self.active():
+            ours = self.logits_of(1.0, ())(self.hidden(ids)[0])
+            theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+            raise ValueError(
+                f"model {type(self.model).__name__}: its logits are not its LM head of its last hidden state (they "
+                "differ by "
+                f"{float((ours - theirs).abs().max()):.3g}), so log-probabilities of reply tokens cannot be computed "
+                "in "
+                "chunks; use an architecture whose head is a plain linear layer, with or without a soft cap"
+            )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Dropout off everywhere, modules and the floats that functional dropout reads: a ratio must not depend on it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+            continue
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+HEAD_KEY = "base_model.model.score.weight"
+
+
+def save_role(role: Role, folder: Path) -> None:
+    """An adapter in PEFT's layout (with its head as a sequence classifier's), or a whole model in Hugging Face's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if role.peft is None:
+        role.model.save_pretrained(folder)
+        return
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
+    config = copy.deepcopy(role.peft.peft_config[role.adapter])
+    config.inference_mode = True
+    if role.head is not None:
+        tensors[HEAD_KEY] = role.head.linear.weight
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier", "score"]
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
+    )
+    config.save_pretrained(folder)
+
+
+@torch.no_grad()
+def load_role(role: Role, folder: Path) -> None:
+    """Puts back what `save_role` saved, bit for bit; raises ValueError when names or shapes do not match."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(WEIGHTS if role.peft is not None else "model*.safetensors")):
+        tensors |= load_file(str(path))
+    if role.peft is None:
+        own = role.model.state_dict(keep_vars=True)
+        pointers = {own[name].data_ptr() for name in tensors if name in own}
+        missing = [
+            n for n, t in own.items() if n not in tensors and t.data_ptr() not in pointers
+        ]  # tied ones are not saved
+    else:
+        from peft import get_peft_model_state_dict
+
+        names = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
+        parameters = {p.data_ptr(): p for p in role.peft.parameters()}
+        own = {name: parameters[tensor.data_ptr()] for name, tensor in names.items()}
+        if role.head is not None:
+            own[HEAD_KEY] = role.head.linear.weight
+        missing = sorted(set(own) - set(tensors))
+    extra = sorted(set(tensors) - set(own))
+    if missing or extra:
+        raise ValueError(
+            f"{folder} does not hold the {role.name} of this run: missing {missing[:2]}, unknown {extra[:2]}"
+        )
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

@@ -1,0 +1,1 @@
+"""Watches a run for signs that its reward is being gamed."""

@@ -1,0 +1,52 @@
+"""What feeds the reward-hacking monitor: the lines that a run writes, while it trains, when it goes on, or afterwards."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from rlhf.config import REPO, Stage, read_stage
+from rlhf.config import Monitor as Settings
+from rlhf.evaluation.annotators import judged
+from rlhf.evaluation.samples import SAMPLES, TEST, Sample
+from rlhf.files import read_lines
+from rlhf.monitor.rules import Alert, Monitor
+
+Point = tuple[int, Mapping[str, float], Sequence[Sample]]  # what Monitor.update takes
+
+
+def watch_finished(folder: Path, settings: Settings | None = None) -> list[Alert]:
+    """The alerts of a run by what it left; `settings` are its own unless given, or the default of runs that have none."""
+    stage = read_stage(folder)
+    if settings is None and "monitor" not in OmegaConf.load(folder / "config.yaml"):
+        default = OmegaConf.load(REPO / "conf/monitor/default.yaml")
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), default))  # pyright: ignore
+    monitor = monitor_of(stage, settings)
+    return [alert for point in points(folder, stage.dataset.annotator) for alert in monitor.update(*point)]
+
+
+def monitor_of(stage: Stage, settings: Settings | None = None) -> Monitor:
+    """A monitor that knows the stage's beta, if it is DPO, and the scale of its reward model, if a stage here trained it."""
+    beta = stage.method.args.get("beta") if stage.method.name == "dpo" else None
+    top, rewards = None, [Path(reward) for reward in stage.method.reward_models]
+    if len(rewards) == 1 and rewards[0].name == "final" and (results := rewards[0].parent / "results.json").is_file():
+        top = json.loads(results.read_text()).get("score_p99")
+    return Monitor(settings or stage.monitor, None if beta is None else float(beta), top)
+
+
+def points(folder: Path, annotator: str | None, last: float = math.inf) -> list[Point]:
+    """All that a run has logged and replied up to step `last`, in the order in which it did."""
+    logged: list[Point] = [(line["step"], line, ()) for line in read_lines(folder / "metrics.jsonl", last)]
+    return sorted([*logged, *replies(folder, annotator, last=last)], key=lambda point: point[0])
+
+
+def replies(folder: Path, annotator: str | None, first: float = 0, last: float = math.inf) -> Iterator[Point]:
+    """The replies of each evaluation during training. Those after it, the set `test`, are greedy and to other prompts, so
+    nothing can be read off a change to them.
+    """
+    rows = [row for row in read_lines(folder / SAMPLES, last) if row["step"] >= first and row["set"] != TEST]
+    for step, group in groupby(rows, key=lambda row: row["step"]):
+        yield step, {}, judged(list(group), annotator)

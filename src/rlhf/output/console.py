@@ -1,0 +1,57 @@
+"""What a stage prints: a header before it, a closing block after it."""
+
+import shutil
+import textwrap
+from typing import Any
+
+from rlhf.config import Stage, split_batch
+from rlhf.files import is_main
+
+
+def _width() -> int:
+    return min(100, shutil.get_terminal_size().columns)
+
+
+def rule(title: str) -> str:
+    return f"── {title} " + "─" * max(0, _width() - len(title) - 4)
+
+
+def header(stage: Stage, data: Any) -> None:
+    """Recipe, model, rows, effective batch, steps, and one row with its mask."""
+    if not is_main():
+        return
+    micro, accumulation = split_batch(stage)
+    rows = {role: ledger for role, ledger in data.ledger.items() if role != "test"}
+    print(rule(f"{stage.run.recipe}/{stage.run.stage}"))
+    weights = stage.model.path or f"random {stage.model.init['model_type'] if stage.model.init else ''}"
+    start = f" + {stage.method.start_from}" if stage.method.start_from else ""
+    print(
+        f"model    {weights}{start}   {stage.quantization.name}, adapter {stage.adapter.name}, {stage.hardware.precision}"
+    )
+    print(f"method   {stage.method.name}   " + "  ".join(f"{k}={v}" for k, v in stage.method.args.items()))
+    for role, ledger in rows.items():
+        lost = "".join(f", {n} {reason}" for reason, n in ledger["dropped"].items())
+        lost += f", {ledger['truncated']} truncated" if ledger["truncated"] else ""
+        lost += f", {ledger['ties']} ties" if ledger["ties"] else ""
+        print(f"{role:8s} {ledger['kept']} rows kept of {ledger['read']} read{lost}   {stage.dataset.path}")
+    print(f"batch    {stage.batch_size} = {stage.hardware.devices} device(s) x {micro} rows x {accumulation} passes")
+    shown = data.shown if len(data.shown) <= 600 else data.shown[:400] + " … " + data.shown[-200:]
+    print(textwrap.fill(f"a row    {shown!r}", _width(), subsequent_indent=" " * 9), flush=True)
+
+
+def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
+    """Results, where everything is, and the next command."""
+    if not is_main():
+        return
+    numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
+    line = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
+    print(textwrap.fill(f"result   {line}", _width(), subsequent_indent=" " * 9))
+    print(f"time     {run['seconds']:.0f} s, peak memory {run['peak_memory_mb']:.0f} MB")
+    print(f"files    {stage.path}/  (final/, results.json, metrics.jsonl, data.json, *.png)")
+    name = f"{stage.run.recipe}/{stage.run.stage}"
+    follow = (
+        f"python src/chat.py run={name}"
+        if stage.method.name != "reward"
+        else f"python src/pipeline.py recipe={stage.run.recipe}"
+    )
+    print(f"next     {follow}", flush=True)

@@ -1,0 +1,68 @@
+"""Whether every repository that a recipe reads can be had, asked before the first stage trains."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rlhf.config import Stage
+from rlhf.data.sources import SUFFIXES
+from rlhf.errors import ConfigError
+from rlhf.rewards.functions import PREFIX
+
+
+def check_repositories(stages: Iterable[Stage]) -> None:
+    """Raise a ConfigError that names each repository that is gated, absent, or neither cached nor reachable."""
+    asked = dict.fromkeys(entry for stage in stages for entry in repositories(stage))
+    problems = [problem for key, name, kind in asked if (problem := _problem(key, name, kind))]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def repositories(stage: Stage) -> Iterator[tuple[str, str, str]]:
+    """(key, id, kind) of what a stage reads from the hub; a path that exists, or that a stage will write, is none."""
+    own = f"{stage.run.root}/{stage.run.recipe}/"
+    for key, name, kind in (
+        ("model.path", stage.model.path, "model"),
+        *(("method.reward_model", name, "model") for name in stage.method.reward_models),
+        ("dataset.path", stage.dataset.path, "dataset"),
+    ):
+        local = name is None or name.startswith(("generator:", PREFIX, ".", "/", "~", own)) or name.endswith(SUFFIXES)
+        if name is not None and not local and not Path(name).exists():
+            yield key, name, kind
+
+
+def _problem(key: str, name: str, kind: str) -> str | None:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
+    local = f"{key}=<local folder>" if kind == "model" else f"{key}=<local folder with files named after the splits>"
+    if constants.HF_HUB_OFFLINE:
+        if _cached(name, kind):
+            return None
+        return (
+            f"{key}={name} is not cached, and HF_HUB_OFFLINE forbids to fetch it\n  fix: HF_HUB_OFFLINE=0, or {local}"
+        )
+    try:
+        HfApi().auth_check(name, repo_type=kind)
+    except GatedRepoError:
+        return f"{key}={name} is gated\n  fix: accept its licence at {page}, then `hf auth login`"
+    except RepositoryNotFoundError:
+        return f"{key}={name}: there is no such {kind} on the hub, or it is private\n  fix: the right name, `hf auth login`, or {local}"
+    except Exception as error:  # no network, a proxy, the hub is down: the client raises dozens of kinds
+        if not _cached(name, kind):
+            return f"{key}={name} is not cached, and the hub can't be reached ({type(error).__name__})\n  fix: go online, or {local}"
+    return None
+
+
+def _cached(name: str, kind: str) -> bool:
+    """Whether the hub's cache, or that of the library `datasets`, holds something of a repository."""
+    from huggingface_hub import constants
+
+    hub = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")) / name.replace(
+        "/", "___"
+    )
+    return hub.is_dir() or (
+        kind == "dataset" and (prepared.is_dir() or prepared.with_name(prepared.name.lower()).is_dir())
+    )

@@ -1,0 +1,176 @@
+"""The preflight: what a stage would do and need, resolved from its settings without torch, weights or a network."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.config import Stage, compose_config, needs, split_batch, to_stage
+from rlhf.data import contract, sources
+from rlhf.data.contract import BadRow
+from rlhf.errors import ConfigError
+from rlhf.output.console import rule
+from rlhf.output.tables import grid
+from rlhf.preflight.memory import ROLES, Parts, Work, adapter_weights, argument, estimate, scorer_bytes
+from rlhf.preflight.settings import check
+from rlhf.preflight.sizes import Shape, shape_of
+
+GB = 2**30
+COUNTED = 200e6  # bytes of local files that are read to count their rows: about a second
+CHECKED = (
+    "         estimated for rows of full length; within 15% of the measured peak of each method on the CPU "
+    "(python src/benchmark.py parts=[plan]), not checked on a GPU"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved stage and the memory of its moments, in bytes by part."""
+
+    stage: Stage
+    shape: Shape
+    moments: dict[str, Parts]
+
+    @property
+    def peak(self) -> str:
+        """The moment that needs most."""
+        return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
+
+    @property
+    def gigabytes(self) -> float:
+        return sum(self.moments[self.peak].values()) / GB
+
+    @property
+    def fits(self) -> bool:
+        return self.gigabytes <= self.stage.hardware.memory_gb
+
+
+def resolve(overrides: Sequence[str]) -> Plan:
+    """The plan of `python src/train.py <overrides>`; earlier stages of the recipe count as finished.
+
+    Raises:
+        ConfigError: the configuration cannot work, or the sizes of its model are not known here.
+    """
+    cfg = compose_config(overrides)
+    stage = to_stage(cfg)
+    check(stage, planned=needs(cfg))
+    if stage.method.name == "ppo" and stage.hardware.devices > 1:
+        raise ConfigError(
+            f"method=ppo trains on one device, hardware.devices={stage.hardware.devices}\n  fix: hardware.devices=1"
+        )
+    split_batch(stage)  # a batch that does not divide is refused before anything is asked about the model
+    shape = shape_of(stage)
+    return Plan(stage, shape, estimate(stage, shape))
+
+
+def count_rows(stage: Stage) -> int | None:
+    """Rows to train on before any is dropped: pairs for DPO and the pairwise reward model, else what the dataset holds.
+
+    None where only a download can tell. Raises DataError when a local dataset is not there or cannot be read.
+    """
+    dataset, split = stage.dataset, str(stage.dataset.splits.train)
+    path = Path(dataset.path).expanduser()
+    if path.is_dir() or path.suffix in sources.SUFFIXES:
+        files = [file for file in [path, *path.rglob("*")] if file.is_file()]
+        if sum(file.stat().st_size for file in files) > COUNTED:
+            return None
+    elif not dataset.path.startswith("generator:"):
+        match = sources.SLICE.match(split)
+        if dataset.rows is None or match is None:
+            return None
+        return len(list(sources.sliced(iter(range(dataset.rows)), match))[: stage.debug.rows])
+    rows = sources.read(dataset, split, stage.debug.rows)
+    paired = stage.method.name in ("reward", "dpo") and not stage.method.kwise
+    return sum(_pairs(stage, row) if paired else 1 for row in rows)
+
+
+def _pairs(stage: Stage, row: sources.Row) -> int:
+    try:
+        return len(list(contract.pairs(stage.dataset, row)))
+    except BadRow:  # reading for training tells what is wrong with it
+        return 0
+
+
+def count_steps(stage: Stage, rows: int | None) -> int | None:
+    """Optimizer steps, for PPO updates; None where it depends on rows that are not counted, or packed."""
+    most = stage.debug.max_steps or int(argument(stage, "max_steps"))
+    if most > 0:
+        return most
+    epochs = float(argument(stage, "num_train_epochs"))
+    if stage.method.name == "ppo":
+        episodes = argument(stage, "total_episodes") or (rows and int(epochs * rows))
+        return episodes and int(episodes) // stage.batch_size
+    if rows is None or argument(stage, "packing"):
+        return None
+    micro, accumulation = split_batch(stage)
+    batches = math.ceil(rows / (micro * stage.hardware.devices))
+    return math.ceil(epochs * math.ceil(batches / accumulation))
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """The plan as text."""
+    stage, shape, work = plan.stage, plan.shape, Work.of(plan.stage)
+    hardware, method, lora = stage.hardware, stage.method.name, stage.adapter.name == "lora"
+    micro, passes = split_batch(stage)
+    rows = count_rows(stage)
+    steps = count_steps(stage, rows)
+    sequences = stage.batch_size * (1 if method == "ppo" else work.rows // micro)
+    adapter = f"adapter of {adapter_weights(stage, shape) / 1e6:,.1f}M" if lora else "no adapter"
+    size = f"{shape.parameters / 1e6:,.1f}M parameters"
+    told = "counted when the rows are read" if steps is None else f"{steps:,}"
+    if method == "ppo":
+        inner = argument(stage, "num_ppo_epochs") * argument(stage, "num_mini_batches")
+        updates = "updates" if steps is None else _number(steps, "update")
+        told = f"{updates} of {_number(inner, 'optimizer step')}" + (f", {told}" if steps is None else "")
+    yield rule(f"{stage.run.recipe}/{stage.run.stage}")
+    yield f"model    {stage.model.path}: {size}, {stage.quantization.name}, {adapter}, {hardware.precision}"
+    yield f"method   {method}: {', '.join(ROLES[method])}" + (" on one base" if lora else ", a model each")
+    for source in stage.method.reward_models:
+        if scorer_bytes(source, 0.0) is None:
+            yield f"reward   {source}: its size is not known here, and not counted below"
+    counted = "counted when they are read" if rows is None else f"{rows:,} before any is dropped"
+    yield f"rows     {counted}   {stage.dataset.path}"
+    yield f"batch    {stage.batch_size} = {hardware.devices} device(s) x {micro} rows x {passes} passes"
+    yield f"steps    {told}"
+    total = "" if steps is None else f", {sequences * work.length * steps:,} in all"
+    yield f"tokens   at most {sequences * work.length:,} a step: {sequences} sequences of {work.length}{total}\n"
+    columns = plan.moments.values()
+    parts = dict.fromkeys(part for moment in columns for part in moment)
+    table = [["GB (2^30 bytes)", *plan.moments]]
+    table += [[part, *(f"{moment[part] / GB:.3f}" if part in moment else "" for moment in columns)] for part in parts]
+    yield grid([*table, ["total", *(f"{sum(moment.values()) / GB:.3f}" for moment in columns)]]) + "\n"
+    verdict = "fits" if plan.fits else "does not fit"
+    yield f"memory   {plan.gigabytes:.2f} GB in {plan.peak}: {verdict} hardware.memory_gb={hardware.memory_gb:g}"
+    yield CHECKED
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
+def remedy(overrides: Sequence[str], plan: Plan) -> tuple[list[str], Plan]:
+    """Settings with which a plan that does not fit does, and the plan with them; or those with which it needs least."""
+    settings: dict[str, object] = {}
+    while not plan.fits and (change := _less(plan)):
+        settings |= change
+        plan = resolve([*overrides, *(f"{key}={value}" for key, value in settings.items())])
+    return [f"{key}={value}" for key, value in settings.items()], plan
+
+
+def _less(plan: Plan) -> Mapping[str, object]:
+    """The next thing to give up at the moment of the peak: first what changes no result, then digits, then the longest rows."""
+    stage, hardware, (micro, _) = plan.stage, plan.stage.hardware, split_batch(plan.stage)
+    lora, ppo = stage.adapter.name == "lora", stage.method.name == "ppo"
+    if plan.peak == "evaluation" and stage.evaluation.batch_size > 1:
+        return {"evaluation.batch_size": stage.evaluation.batch_size // 2}
+    if plan.peak in ("update", "rollout") and micro > 1:
+        batch = stage.batch_size // hardware.devices // (int(argument(stage, "num_mini_batches")) if ppo else 1)
+        return {"hardware.micro_batch_size": next(n for n in range(micro - 1, 0, -1) if batch % n == 0)}
+    if plan.peak == "update" and not hardware.gradient_checkpointing:
+        return {"hardware.gradient_checkpointing": "true"}
+    if hardware.device == "cuda" and hardware.precision == "fp32":
+        return {"hardware.precision": "bf16"}
+    # whole models that an earlier stage left take no adapter
+    if stage.quantization.name != "nf4" and stage.model.init is None and (lora or stage.method.start_from is None):
+        return ({} if lora else {"adapter": "lora"}) | {"quantization": "nf4"}
+    return {"dataset.max_length": stage.dataset.max_length // 2} if stage.dataset.max_length >= 256 and not ppo else {}

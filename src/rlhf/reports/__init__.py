@@ -1,0 +1,1 @@
+"""What finished runs say together: the result table and the verdict on a recipe."""

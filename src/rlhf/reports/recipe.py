@@ -1,0 +1,194 @@
+"""The result table of a recipe: finished policies on the same held-out prompts, with win rates against SFT, and replies to read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf import files
+from rlhf.errors import ConfigError
+from rlhf.evaluation.annotators import annotator
+from rlhf.evaluation.metrics import DEFINITIONS, by_situation, summary
+from rlhf.evaluation.samples import Sample, final_samples
+from rlhf.evaluation.statistics import both_orders, win_rate
+from rlhf.models.shared import load_roles
+from rlhf.output.tables import between_markers, grid
+from rlhf.rewards.scorers import scorer
+from rlhf.runs import record
+from rlhf.runs.record import finished_stage
+
+COLUMNS = ("gold_score", "win_rate_vs_sft", "reward_score", "kl", "length", "eos_rate", "distinct_2", "known_words")
+SHOWN_PER_SITUATION = 1
+
+
+def report(folder: Path) -> str:
+    """Write report.json, report.md and win_rates.png into a recipe's folder; returns the table.
+
+    Raises:
+        ConfigError: no finished stage in the folder wrote replies.
+    """
+    runs = {path.parent.name: record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    finished = [name for name, run in runs.items() if run.get("status") == "finished"]
+    samples = {name: rows for name in finished if (rows := final_samples(folder / name))}
+    if not samples:
+        raise ConfigError(
+            f"{folder} has no finished stage with replies\n  fix: python src/pipeline.py recipe={folder.name}"
+        )
+    samples, apart = comparable(samples)
+    results = {name: json.loads((folder / name / "results.json").read_text()) for name in finished}
+    rewards = [name for name in finished if "accuracy" in results[name]]
+    if rewards:
+        _score(folder, samples, folder / rewards[0])
+    found: dict[str, Any] = {}
+    for name in _order(samples):
+        found[name] = summary(samples[name]) | {"gold_by_situation": by_situation(samples[name], "gold")}
+        if name == "sft":
+            found[name]["kl"] = 0.0  # the reference of every KL here is the SFT model itself
+        found[name] |= _against_sft(samples, name, finished_stage(folder / name).dataset.annotator)
+    for name in rewards:
+        keys = ("accuracy", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "held_out_loss")
+        found[name] = {key: results[name][key] for key in keys if key in results[name]}
+    found["costs"] = {
+        name: {"seconds": runs[name]["seconds"], "peak_memory_mb": runs[name]["peak_memory_mb"]} for name in finished
+    }
+    files.write_json(folder / "report.json", found)
+    policies = [name for name in _order(samples) if "win_rate_ci" in found[name] and name != "sft"]
+    if policies:
+        from rlhf.output.plots import intervals
+
+        rates = {n: (found[n]["win_rate_vs_sft"], *found[n]["win_rate_ci"]) for n in policies}
+        intervals(folder / "win_rates.png", {"against SFT": rates}, x="win rate against SFT, 95% interval", rates=True)
+    table = _table(found, list(_order(samples)), rewards)
+    if apart:
+        table += f"\n\n{', '.join(apart)}: asked other prompts, so not in the table"
+    (folder / "report.md").write_text(_markdown(folder, found, samples, table, policies))
+    return table
+
+
+def into_readme(readme: Path, folder: Path, table: str) -> None:
+    """Replace what stands between the markers by the table and where its numbers come from."""
+    runs = [record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    seconds = sum(run["seconds"] for run in runs)
+    origin = (
+        f"`make demo` (`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`): {len(runs)} stages in {seconds / 60:.1f} "
+        f"minutes on {runs[0]['machine']['cores']} cores ({runs[0]['machine']['processor']}), peak memory "
+        f"{max(run['peak_memory_mb'] for run in runs) / 1000:.1f} GB, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
+        "held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap interval; KL in nats a reply."
+    )
+    between_markers(readme, "results", f"{table}\n\n{origin}")
+
+
+def _order(samples: dict[str, list[Sample]]) -> list[str]:
+    return sorted(
+        samples,
+        key=lambda name: (
+            ("base", "sft", "dpo", "ppo").index(name) if name in ("base", "sft", "dpo", "ppo") else 9,
+            name,
+        ),
+    )
+
+
+def comparable(samples: dict[str, list[Sample]]) -> tuple[dict[str, list[Sample]], list[str]]:
+    """The policies that were asked the same prompts, as many as there are, and the names of the others.
+
+    Stages of one recipe may use datasets with other test prompts: only replies to the same ones can be compared.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
+    for name in _order(samples):
+        groups.setdefault(tuple(s["prompt"] for s in samples[name]), {})[name] = samples[name]
+    kept = max(reversed(groups.values()), key=len)
+    return kept, [name for name in _order(samples) if name not in kept]
+
+
+def _score(folder: Path, samples: dict[str, list[Sample]], reward: Path) -> None:
+    """Put the recipe's reward model's score on every sample; the model is loaded once."""
+    from rlhf.models.tokenizer import saved_tokenizer
+    from rlhf.process import quiet
+
+    quiet()
+    name = next((n for n in _order(samples) if n != "base"), None)
+    if name is None:
+        return
+    stage, tokenizer = finished_stage(folder / name), saved_tokenizer(reward / "final")
+    score = scorer(stage, tokenizer, load_roles(stage, tokenizer, {}, reward=reward / "final")["reward"])
+    for rows in samples.values():
+        scores = score([s["prompt_ids"] for s in rows], [s["ids"] for s in rows], [])
+        for sample, value in zip(rows, scores.tolist(), strict=True):
+            sample["reward"] = value
+
+
+def _against_sft(samples: dict[str, list[Sample]], name: str, who: str | None) -> dict[str, Any]:
+    judge = annotator(who)
+    if judge is None or "sft" not in samples:
+        return {}
+    if name == "sft":
+        return {"win_rate_vs_sft": 0.5, "win_rate_ci": [0.5, 0.5]}
+    facts = [s["facts"] for s in samples[name]]
+
+    def prefers(index: int, first: str, second: str) -> float:
+        return float(judge.prefer(facts[index], first, second))
+
+    outcomes = both_orders(prefers, [s["reply"] for s in samples[name]], [s["reply"] for s in samples["sft"]])
+    found = win_rate(outcomes)
+    return {
+        "win_rate_vs_sft": found.rate,
+        "win_rate_ci": [found.low, found.high],
+        "wins_ties_losses": [found.wins, found.ties, found.losses],
+    }
+
+
+def _table(found: dict[str, Any], policies: list[str], rewards: list[str]) -> str:
+    """Fixed-width columns that read as Markdown too."""
+    heads = [c for c in COLUMNS if any(c in found[p] for p in policies)]
+    rows = [["", *heads]]
+    for name in policies:
+        cells = []
+        for column in heads:
+            value = found[name].get(column)
+            text = "-" if value is None else f"{value:.2f}"
+            if column == "win_rate_vs_sft" and value is not None and name != "sft":
+                low, high = found[name]["win_rate_ci"]
+                text += f" [{low:.2f}, {high:.2f}]"
+            cells.append(text)
+        rows.append([name, *cells])
+    lines = [grid(rows)]
+    for name in rewards:
+        facts = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in found[name].items())
+        lines.append(f"\n{name}: {facts}")
+    return "\n".join(lines)
+
+
+def _markdown(
+    folder: Path, found: dict[str, Any], samples: dict[str, list[Sample]], table: str, policies: list[str]
+) -> str:
+    names = _order(samples)
+    situations = list(next(iter(found[n]["gold_by_situation"] for n in names)))
+    parts = [f"# {folder.name}", table]
+    if policies:
+        parts.append("![Win rates against SFT with 95% intervals](win_rates.png)")
+    parts.append("\n".join(f"- `{key}`: {text}." for key, text in DEFINITIONS.items()))
+    if situations:
+        lines = [
+            "| true preference by situation | " + " | ".join(situations) + " |",
+            "|---" * (len(situations) + 1) + "|",
+        ]
+        lines += [
+            f"| {n} | " + " | ".join(f"{found[n]['gold_by_situation'][s]:.2f}" for s in situations) + " |"
+            for n in names
+        ]
+        parts.append("\n".join(lines))
+    parts.append("## Replies side by side")
+    seen: dict[str, int] = {}
+    for index, sample in enumerate(samples[names[0]]):
+        situation = (sample.get("facts") or {}).get("situation", "")
+        if seen.get(situation, 0) >= SHOWN_PER_SITUATION and situation:
+            continue
+        seen[situation] = seen.get(situation, 0) + 1
+        if len(seen) > 5 or (not situation and seen[situation] > 5):
+            break
+        lines = [f"**{sample['prompt']}** {f'({situation})' if situation else ''}", ""]
+        lines += [f"- {n}: {samples[n][index]['reply'] or '(nothing)'}" for n in names]
+        parts.append("\n".join(lines))
+    parts.append("## Curves")
+    for image in sorted(folder.glob("*/*.png")):
+        parts.append(f"![{image.parent.name}, {image.stem}]({image.relative_to(folder).as_posix()})")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,124 @@
+"""What `method.reward_model` names, or a judge: told apart and checked before any weight is loaded, then loaded as scorers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf.config import Stage
+from rlhf.errors import ConfigError, nearest
+from rlhf.models.adapters import CONFIG, read_adapter_config
+from rlhf.models.base import load_base, placement
+from rlhf.models.layers import plain_4bit_kernels
+from rlhf.models.tokenizer import check_tokenizer
+from rlhf.rewards.functions import PREFIX, RULES, unknown_rule
+from rlhf.rewards.scorers import FunctionScorer, TextScorer
+
+KEY, LABEL = "method.reward_model", "method.reward_label="
+
+
+@dataclass(frozen=True)
+class Named:
+    """One reward: a `function`; an `adapter` for the shared base; a model that reads the policy's `ids`, because it has
+    the same tokenizer and template and one label; or a model that reads `text` by `tokenizer` and scores by a label.
+    """
+
+    source: str
+    kind: Literal["function", "adapter", "ids", "text"]
+    tokenizer: Any = None
+    label: int = 0
+
+
+def named_rewards(stage: Stage, tokenizer: Any, rows: Any) -> list[Named]:
+    """The rewards of a stage in the order of its configuration; reads configs and tokenizers, no weights.
+
+    Raises:
+        ConfigError, ValueError: something that is not there, does not fit the base, or has several labels and none
+            chosen; a rule on rows that lack what it reads.
+    """
+    label = stage.method.reward_label
+    found = [named_reward(source, stage, tokenizer, label) for source in stage.method.reward_models]
+    for reward in found:
+        check_columns(reward, rows, stage.dataset.path)
+    if label is not None and not any(reward.kind == "text" for reward in found):
+        raise ConfigError(
+            f"method.reward_label={label}, but no reward model of this run has labels\n  fix: method.reward_label=null"
+        )
+    return found
+
+
+def check_columns(reward: Named, rows: Mapping[str, Sequence[str | None]], where: str, key: str = KEY) -> None:
+    """Refuse rows that lack what a rule reads."""
+    if reward.kind != "function":
+        return
+    column = RULES[reward.source.removeprefix(PREFIX)].reads
+    if any(value in ("", "null", None) for value in rows[column]):
+        raise ConfigError(
+            f"{key}={reward.source} compares with `{column}`, which rows of {where} lack\n"
+            "  fix: dataset.columns with a completion or messages, or another reward"
+        )
+
+
+def named_reward(
+    source: str, stage: Stage, tokenizer: Any, label: str | None, key: str = KEY, label_key: str = LABEL
+) -> Named:
+    """What one name stands for; messages call it `key`, and write `label_key` before a label."""
+    if source.startswith(PREFIX):
+        if wrong := unknown_rule(source, key):
+            raise ConfigError(wrong)
+        return Named(source, "function")
+    if (Path(source) / CONFIG).is_file():
+        if stage.adapter.name == "none":
+            raise ConfigError(
+                f"{key}={source} holds an adapter, which needs a shared base\n"
+                "  fix: adapter=lora, or a reward model trained with adapter=none"
+            )
+        read_adapter_config(Path(source), stage.model.path, key)
+        check_tokenizer(Path(source), tokenizer, key)
+        return Named(source, "adapter")
+    return _classifier(source, tokenizer, label, key, label_key)
+
+
+def _classifier(source: str, tokenizer: Any, chosen: str | None, key: str, label_key: str) -> Named:
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source)
+        own: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{key}={source} can't be read: {str(error).splitlines()[0][:300]}\n"
+            f"  allowed: a folder with {CONFIG}, a sequence classifier with its tokenizer, {PREFIX}<name>"
+        ) from error
+    kinds = config.architectures or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ConfigError(
+            f"{key}={source} is a {', '.join(kinds) or 'model without a head'}, which does not score\n"
+            "  fix: a model for sequence classification, such as the `final` folder of a reward stage"
+        )
+    labels = {str(name): int(index) for index, name in config.id2label.items()}
+    if len(labels) > 1 and chosen not in labels:
+        wrong = f"{label_key}{chosen} is none of them{nearest(chosen, labels)}"
+        what = "none is chosen" if chosen is None else wrong
+        raise ConfigError(
+            f"{key}={source} has {len(labels)} labels ({', '.join(list(labels)[:20])}) and {what}\n"
+            f"  fix: {label_key}{next(reversed(labels))}"
+        )
+    same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
+    if len(labels) == 1 and same:
+        return Named(source, "ids")
+    return Named(source, "text", own, labels.get(str(chosen), 0))
+
+
+def load_scorer(reward: Named, stage: Stage, tokenizer: Any) -> Any:
+    """What PPOTrainer takes as a reward model for anything but an adapter."""
+    if reward.kind == "function":
+        return FunctionScorer(RULES[reward.source.removeprefix(PREFIX)].score, tokenizer)
+    if reward.kind == "ids":
+        return load_base(stage, tokenizer, path=reward.source, reward=True)
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(reward.source, **placement(stage)).eval()
+    plain_4bit_kernels(model)
+    size = stage.hardware.micro_batch_size
+    return TextScorer(model.requires_grad_(False), reward.tokenizer, tokenizer, reward.label, size)

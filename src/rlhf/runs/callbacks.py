@@ -1,0 +1,121 @@
+"""What trainers do beside training: one progress bar, metrics.jsonl, complete checkpoints, guards and preemption."""
+
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from rlhf.config import Stage
+from rlhf.errors import GuardStop
+
+from rlhf.monitor.rules import Alert
+from rlhf.files import checkpoints
+from rlhf.files import COMPLETE, append_lines, is_main, keep_lines, read_lines
+from rlhf.monitor.callback import Watch
+
+
+class MetricsFile(TrainerCallback):
+    """Appends each log line to metrics.jsonl, and drops the lines of steps that a resumed run is about to repeat."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "metrics.jsonl"
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        keep_lines(self.path, state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs:
+            append_lines(self.path, [{"step": state.global_step, "time": round(time.time(), 2), **logs}])
+
+
+class Finite(TrainerCallback):
+    """Stops a run whose loss or gradient is no longer a number; the last checkpoint stays untouched."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key in ("loss", "grad_norm", "eval_loss"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(float(value)):
+                raise GuardStop(
+                    f"{key} is {value} at step {state.global_step}; training stopped\n"
+                    f"  the last checkpoint in {args.output_dir} is good\n"
+                    "  fix: a smaller method.args.learning_rate, or hardware.precision=fp32, with run.overwrite=true"
+                )
+
+
+class Complete(TrainerCallback):
+    """Marks a checkpoint when all of it is on disk; one without the mark is not resumed from."""
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if is_main() and folder.is_dir():
+            (folder / COMPLETE).touch()
+
+
+class Preemption(TrainerCallback):
+    """SIGTERM saves a checkpoint after the current step and ends the run; the same command goes on from there."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+class Bar(TrainerCallback):
+    """One bar a stage with rate and time left; a plain line now and then where there is no terminal."""
+
+    SHOWN = {"loss": "loss", "eval_loss": "held-out", "objective/scores": "reward", "objective/kl": "kl"}
+
+    def __init__(self, name: str) -> None:
+        self.name, self.bar, self.facts, self.began, self.first, self.told = name, None, {}, 0.0, 0, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began, self.first = time.time(), state.global_step
+        if is_main() and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            width = min(100, shutil.get_terminal_size().columns)
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, ncols=width, leave=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+        elif is_main() and (time.time() - self.told > 15 or state.global_step == state.max_steps):
+            self.told = time.time()
+            spent, done = time.time() - self.began, max(1, state.global_step - self.first)
+            left = spent / done * (state.max_steps - state.global_step)
+            facts = "  ".join(f"{k} {v}" for k, v in self.facts.items())
+            print(
+                f"{self.name}  step {state.global_step}/{state.max_steps}  {done / spent:.2f}/s  {left:.0f} s left  {facts}",
+                flush=True,
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        self.facts |= {short: f"{float(logs[key]):.3f}" for key, short in self.SHOWN.items() if key in logs}
+        if self.bar is not None:
+            self.bar.set_postfix(self.facts, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def install(trainer: Any, stage: Stage) -> tuple[Preemption, Watch]:
+    """Give a trainer our callbacks in place of the library's printing ones; rewards are watched where there are any."""
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    preemption, watching = Preemption(), Watch(trainer, stage)
+    rewarded = [watching] if stage.method.name in ("ppo", "dpo") else []
+    for callback in (MetricsFile(stage.path), Complete(), Finite(), preemption, *rewarded, Bar(stage.run.stage)):
+        trainer.add_callback(callback)
+    return preemption, watching

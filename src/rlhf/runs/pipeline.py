@@ -1,0 +1,150 @@
+"""All stages of a recipe, each in a process of its own: order, what is up to date, and which override goes where."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf.runs import record
+from rlhf.preflight.settings import check
+from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
+from rlhf.errors import ConfigError, nearest
+from rlhf.preflight.hub import check_repositories
+
+
+class Pipeline:
+    """A recipe's stages in the order in which they can run, each with its overrides."""
+
+    def __init__(self, recipe: str, overrides: Sequence[str], only: Sequence[str] | None = None) -> None:
+        self.recipe = recipe
+        names = stages_of(recipe)
+        for name in only or ():
+            if name not in names:
+                raise ConfigError(
+                    f"stages={name} is not a stage of {recipe}{nearest(name, names)}\n  stages: {', '.join(names)}"
+                )
+        scoped = {name: [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")] for name in names}
+        common = [o for o in overrides if o.partition(".")[0] not in names]
+        self.overrides = {name: [*_known(recipe, name, common), *scoped[name]] for name in names}
+        for override in common:
+            if not any(override in known for known in self.overrides.values()):
+                compose_config([f"recipes={recipe}/{names[0]}", override])  # raises, with the reason
+                raise ConfigError(f"{override}: no stage of {recipe} knows this key\n  stages: {', '.join(names)}")
+        self.configs = {name: compose_config([f"recipes={recipe}/{name}", *self.overrides[name]]) for name in names}
+        self.order = [
+            name for name in _ordered({n: needs(self.configs[n]) for n in names}, recipe) if not only or name in only
+        ]
+        for name in self.order:
+            check(self.stage(name), planned=self.order)
+
+    def stage(self, name: str) -> Stage:
+        return to_stage(self.configs[name])
+
+    def check_arguments(self, names: Sequence[str]) -> None:
+        """Refuse a trainer's setting of the last stage before the first one runs. Imports TRL, which takes seconds."""
+        if not names:
+            return
+        from rlhf.methods.arguments import check_arguments
+        from rlhf.process import quiet
+
+        quiet()
+        for name in names:
+            try:
+                check_arguments(self.stage(name))
+            except ConfigError as error:
+                raise ConfigError(f"{self.recipe}/{name}: {error}") from error
+
+    def command(self, name: str, *more: str) -> list[str]:
+        """What a user would type for this stage."""
+        return ["python", "src/train.py", f"recipes={self.recipe}/{name}", *self.overrides[name], *more]
+
+
+def stages_of(recipe: str) -> list[str]:
+    """The stages of a recipe: the files in its folder."""
+    known = sorted({option.rpartition("/")[0] for option in options("recipes")})
+    if recipe not in known:
+        raise ConfigError(f"recipe={recipe} is not a recipe{nearest(recipe, known)}\n  recipes: {', '.join(known)}")
+    return [option.rpartition("/")[2] for option in options("recipes") if option.rpartition("/")[0] == recipe]
+
+
+def _known(recipe: str, name: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that this stage's configuration has a place for."""
+    return [override for override in overrides if _knows(recipe, name, override)]
+
+
+def _knows(recipe: str, name: str, override: str) -> bool:
+    try:
+        cfg = compose_config([f"recipes={recipe}/{name}", override])
+    except (HydraException, OmegaConfBaseException):
+        return False
+    key = override.lstrip("+~").partition("=")[0]
+    if key.startswith("method.args."):
+        import dataclasses
+
+        from rlhf.methods.arguments import config_class
+
+        return key.removeprefix("method.args.") in {f.name for f in dataclasses.fields(config_class(cfg.method.name))}
+    return True
+
+
+def _ordered(edges: dict[str, list[str]], recipe: str) -> list[str]:
+    """Stages after the stages they need; raises on an unknown stage and on a cycle."""
+    for name, needed in edges.items():
+        for other in needed:
+            if other not in edges:
+                raise ConfigError(
+                    f"recipes/{recipe}/{name}.yaml reads ${{stage:{other}}}, which is not a stage{nearest(other, edges)}"
+                )
+    order: list[str] = []
+    while len(order) < len(edges):
+        ready = [name for name in edges if name not in order and all(other in order for other in edges[name])]
+        if not ready:
+            raise ConfigError(
+                f"recipes/{recipe}: these stages wait for each other: {', '.join(n for n in edges if n not in order)}"
+            )
+        order += sorted(ready, key=lambda name: (name == "ppo", name))
+    return order
+
+
+def run(plan: Pipeline) -> int:
+    """Run what is missing or stale and report; returns the exit code of the first stage that fails, or 0."""
+    code = run_stages(plan, plan.order)
+    stages = [plan.stage(name) for name in plan.order]
+    if not code and any((stage.path / "samples.jsonl").exists() for stage in stages):
+        run = stages[0].run
+        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"root={run.root}"])
+    return code
+
+
+def run_stages(plan: Pipeline, names: Sequence[str]) -> int:
+    """Run those of a plan's stages that are missing or stale, in order; returns the exit code of the first that fails, or 0."""
+    todo = [name for name in names if record.state(plan.stage(name)) != "finished"]
+    plan.check_arguments(todo)
+    check_repositories(map(plan.stage, todo))
+    for name in names:
+        stage = plan.stage(name)
+        now = "stale" if stage.run.overwrite else record.state(stage)
+        shown = " ".join(plan.command(name))
+        if now == "finished":
+            print(f"{plan.recipe}/{name} is finished and unchanged   ({shown})", flush=True)
+            continue
+        if now == "stale" and record.read_run(stage.path):
+            print(
+                f"{plan.recipe}/{name} runs again: {record.changes(stage) or 'run.overwrite=true'} changed", flush=True
+            )
+        more = ["run.overwrite=true"] if now == "stale" else []
+        code = _start(plan.command(name, *more))
+        if code:
+            print(f"{plan.recipe}/{name} failed with exit code {code}: {shown}", file=sys.stderr)
+            return code
+    return 0
+
+
+def _start(command: list[str]) -> int:
+    print("\n$ " + " ".join(command), flush=True)
+    try:
+        return subprocess.run([sys.executable, str(REPO / command[1]), *command[2:]], check=False).returncode
+    except KeyboardInterrupt:
+        return 130

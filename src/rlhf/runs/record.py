@@ -1,0 +1,220 @@
+"""The run folder: who may write into it, what every run leaves there, and what makes a run finished, resumable or stale."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from omegaconf import DictConfig, OmegaConf
+from rlhf.config import REPO, Stage
+from rlhf.data import sources
+from rlhf.errors import ConfigError
+from collections.abc import Mapping
+
+from rlhf.config import Stage, read_stage
+from rlhf.errors import ConfigError, nearest
+from rlhf.models.base import load_base
+from rlhf.models.adapters import load_lora
+from rlhf.models.roles import Role, disable_dropout
+from rlhf.rewards.scorers import RoleScorer
+from rlhf.models.adapters import load_adapter, read_adapter_config
+from rlhf.models.shared import reward_head
+from rlhf.files import is_main, is_complete, write_json
+from rlhf.runs.provenance import provenance, redact, redacted
+from rlhf.process import peak_memory_mb
+
+
+# keys that change where and how loudly a stage runs, what it is compared with and what stops it, but not its result
+PLACEMENT = ("run", "logging", "source", "expect", "monitor")
+
+
+def inputs(stage: Stage) -> dict[str, str]:
+    """What a stage's result follows from: its settings, its data, and the finished runs whose weights it reads."""
+    settings = {k: v for k, v in asdict(stage).items() if k not in PLACEMENT}
+    settings["model"] = {**settings["model"], "path": _portable(stage, stage.model.path)}
+    # only plan.py reads these, so no run goes stale with them
+    del settings["model"]["shape"], settings["dataset"]["rows"]
+    settings["method"] = {
+        **settings["method"],
+        "start_from": _portable(stage, stage.method.start_from),
+        "reward_model": [_portable(stage, path) for path in stage.method.reward_models],
+    }
+    found = {"config": _digest(settings), "data": sources.fingerprint(stage.dataset)}
+    for key in _weights(stage):
+        if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == "final":
+            found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
+    return found
+
+
+def _weights(stage: Stage) -> tuple[str | None, ...]:
+    """Everything that this stage reads weights from, by the names in its configuration."""
+    return (stage.model.path, stage.method.start_from, *stage.method.reward_models)
+
+
+def _portable(stage: Stage, path: str | None) -> str | None:
+    """A path inside this recipe's runs without where the runs are, so that moving them keeps them up to date."""
+    root = f"{stage.run.root}/{stage.run.recipe}/"
+    return path.removeprefix(root) if path is not None else None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run folder; empty if there is none."""
+    file = folder / "run.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def state(stage: Stage) -> str:
+    """`absent`, `finished`, `resumable` (unfinished, same inputs) or `stale` (its inputs have changed since)."""
+    run = read_run(stage.path)
+    if not run:
+        return "absent"
+    if run.get("inputs") != inputs(stage):
+        return "stale"
+    return "finished" if run.get("status") == "finished" else "resumable"
+
+
+def changes(stage: Stage) -> str:
+    """Which inputs of a stale run differ from now."""
+    then, now = read_run(stage.path).get("inputs", {}), inputs(stage)
+    return ", ".join(sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)))
+
+
+def claim(stage: Stage) -> bool:
+    """Whether to go on with what the folder holds; refuses to touch a finished run or one with other settings."""
+    if stage.run.overwrite:
+        return False
+    now = state(stage)
+    if now == "finished":
+        raise ConfigError(
+            f"{stage.path} holds a finished run\n"
+            "  fix: run.overwrite=true to replace it, or run.stage=<another name> to keep both"
+        )
+    if now == "stale":
+        raise ConfigError(
+            f"{stage.path} holds a run with other inputs ({changes(stage)})\n"
+            "  fix: run.overwrite=true to replace it, or run.stage=<another name> to keep both"
+        )
+    if now == "absent" and stage.path.is_dir() and any(stage.path.iterdir()):
+        raise ConfigError(f"{stage.path} is not empty and holds no run of ours\n  fix: run.stage=<another name>")
+    return now == "resumable"
+
+
+class Record:
+    """One run, from the moment it may write."""
+
+    def __init__(self, stage: Stage, cfg: DictConfig | None, resume: bool, overrides: list[str]) -> None:
+        self.stage, self.path, self.resumed = stage, stage.path, resume
+        self.started = time.time()
+        if not is_main():
+            return
+        if not resume and self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        before = read_run(self.path)
+        self.run: dict[str, Any] = {
+            "id": before.get("id") or hashlib.sha256(f"{time.time_ns()}{os.getpid()}".encode()).hexdigest()[:16],
+            "status": before.get("status", "running"),
+            "recipe": stage.run.recipe,
+            "stage": stage.run.stage,
+            "seed": stage.seed,
+            "inputs": inputs(stage),
+            **provenance(),
+            "lineage": lineage(stage),
+            "seconds": before.get("seconds", 0.0),
+            "resumed": before.get("resumed", 0) + int(resume),
+        }
+        self._save()
+        resolved = OmegaConf.create(redacted(asdict(stage)))
+        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(resolved))
+        hydra = self.path / ".hydra"
+        hydra.mkdir(exist_ok=True)
+        if cfg is not None:
+            (hydra / "config.yaml").write_text(
+                OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(cfg))))
+            )
+        (hydra / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create([redact(o) for o in overrides])))
+
+    def write(self, name: str, content: Any) -> None:
+        """A JSON file of the run folder, complete or absent."""
+        if is_main():
+            write_json(self.path / name, content)
+
+    def status(self, status: str, **more: Any) -> None:
+        if is_main():
+            self.run |= {"status": status, **more}
+            self.run["seconds"] = round(float(self.run["seconds"]) + time.time() - self.started, 1)
+            self.started = time.time()
+            self.run["peak_memory_mb"] = max(self.run.get("peak_memory_mb", 0), *peak_memory_mb().values())
+            self._save()
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was completely written; incomplete ones are removed."""
+        found = []
+        for folder in self.path.glob("checkpoint-*"):
+            if is_complete(folder):
+                found.append(folder)
+            elif is_main():
+                shutil.rmtree(folder)
+        return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def _save(self) -> None:
+        write_json(self.path / "run.json", self.run)
+
+
+def lineage(stage: Stage) -> list[dict[str, str]]:
+    """Every finished run below this one, with the id of each: the whole chain of weights."""
+    chain: dict[str, dict[str, str]] = {}
+    for path in _weights(stage):
+        run = read_run(Path(path).parent) if path is not None and Path(path).name == "final" else {}
+        if run:
+            chain |= {entry["id"]: entry for entry in run.get("lineage", [])}
+            chain[run["id"]] = {"stage": f"{run['recipe']}/{run['stage']}", "id": run["id"]}
+        elif path is not None:
+            chain[path] = {
+                "stage": path,
+                "id": str(stage.model.revision or "newest") if path == stage.model.path else "external",
+            }
+    return list(chain.values())
+
+
+def finished_stage(folder: Path) -> Stage:
+    """The configuration of a run that left weights.
+
+    Raises:
+        ConfigError: there is no such run, it has not finished, or it trained a reward model, which does not talk.
+    """
+    run = read_run(folder)
+    if not run:
+        runs = sorted(
+            path.parent.relative_to(folder.parent.parent).as_posix()
+            for path in folder.parent.parent.glob("*/*/run.json")
+        )
+        raise ConfigError(
+            f"{folder} is not a run{nearest(f'{folder.parent.name}/{folder.name}', runs)}\n"
+            f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
+        )
+    if run.get("status") != "finished":
+        raise ConfigError(
+            f"{folder} has not finished (status: {run.get('status')})\n  fix: start it again with its command: {' '.join(run['command'])}"
+        )
+    stage = read_stage(folder)
+    if stage.method.name == "reward":
+        raise ConfigError(
+            f"{folder} is a reward model: it scores replies and writes none\n  fix: a run of sft, dpo or ppo"
+        )
+    return stage
