@@ -10,7 +10,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src/rlhf"
 # a room may import from those before it
 ROOMS = (
     *("errors", "files", "process", "config", "fields", "support", "output", "data", "models", "generation", "rewards"),
-    *("evaluation", "monitor", "ppo", "methods", "preflight", "runs", "reports", "compare", "benchmark", "chat", "door"),
+    *(
+        "evaluation",
+        "monitor",
+        "ppo",
+        "methods",
+        "preflight",
+        "runs",
+        "reports",
+        "compare",
+        "benchmark",
+        "chat",
+        "door",
+    ),
 )
 
 

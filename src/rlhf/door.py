@@ -111,10 +111,6 @@ def translate(error: BaseException) -> BaseException:
         return error
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _config_error(error)
-    if type(error).__name__ == "NonFinite":
-        from rlhf.errors import GuardStop
-
-        return GuardStop(str(error))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}\n"

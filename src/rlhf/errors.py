@@ -10,10 +10,35 @@ class StageError(Exception):
     code = 1
 
 
-class ConfigError(StageError):
-    """The configuration cannot work: unknown key, wrong type, missing predecessor, impossible split."""
+class ConfigError(StageError, ValueError):
+    """The configuration cannot work: unknown key, wrong type, missing predecessor, impossible split.
+
+    A ValueError too, which is what users of TRL's trainers expect of a constructor. Any other ValueError is a bug.
+    """
 
     code = 2
+
+
+class Refusal(ConfigError):
+    """One setting that cannot work, in the one form that all of them have:
+
+        key=value: why
+          allowed: a, b
+          fix: what can be pasted
+
+    `allowed` are the choices, `fix` is a setting or a command; both may be left out. The parts stay readable, so that a
+    caller who knows the setting by a longer name (`method.args.x` for a trainer's `x`) can say it: `under("method.args.")`.
+    """
+
+    def __init__(self, key: str, value: object, why: str, *, allowed: Iterable[object] = (), fix: str = "") -> None:
+        self.key, self.value, self.why, self.allowed, self.fix = key, value, why, tuple(allowed), fix
+        choices = f"\n  allowed: {', '.join(map(str, self.allowed))}" if self.allowed else ""
+        super().__init__(f"{key}={value}: {why}{choices}" + (f"\n  fix: {fix}" if fix else ""))
+
+    def under(self, prefix: str) -> "Refusal":
+        """The same refusal of the setting `prefix` + key, in its fix too."""
+        fix = self.fix.replace(f"{self.key}=", f"{prefix}{self.key}=")
+        return Refusal(prefix + self.key, self.value, self.why, allowed=self.allowed, fix=fix)
 
 
 class DataError(StageError):
@@ -46,7 +71,7 @@ def nearest(word: object, known: Iterable[str], count: int = 3) -> str:
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-class NonFinite(FloatingPointError):
+class NonFinite(GuardStop, FloatingPointError):
     """A reward, loss or gradient that is NaN or infinite; raised before the step, while the weights are good, and in an
     evaluation before its checkpoint is saved."""
 
