@@ -26,9 +26,9 @@ def small(comparison):
 
 def test_arms_get_the_same_trials_from_the_same_start(comparison):
     found = comparison()
-    trials = found.trials()
-    assert [t.name for t in trials[:3]] == ["reward-seed1", "reward-seed2", "reward-seed3"]
-    by_arm = {arm: [t for t in trials if t.arm == arm] for arm in ("dpo", "ppo")}
+    every = found.trials()
+    assert [t.name for t in every[:3]] == ["reward-seed1", "reward-seed2", "reward-seed3"]
+    by_arm = {arm: [t for t in every if t.arm == arm] for arm in ("dpo", "ppo")}
     assert [len(each) for each in by_arm.values()] == [9, 9]
     own = {arm: found.plan.stage(arm).method.args[knob] for arm, knob in trials.KNOBS.items()}
     for arm, each in by_arm.items():
@@ -39,9 +39,9 @@ def test_arms_get_the_same_trials_from_the_same_start(comparison):
         }
     for trial in by_arm["ppo"]:
         assert trial.stage.method.reward_model == f"{found.folder}/reward-seed{trial.seed}/final"
-    assert len({t.path for t in trials}) == len(trials) == 21
+    assert len({t.path for t in every}) == len(every) == 21
     for trial in (
-        trials[0],
+        every[0],
         by_arm["dpo"][0],
         by_arm["ppo"][-1],
     ):  # the command trains what the comparison thinks it does

@@ -97,7 +97,7 @@ def arm(trainer, point):
         "before the mark": lambda: calls(Path, "write_text", called(files.COMPLETE)),
         "before the name": lambda: calls(Path, "rename", lambda path, to: to.name == "checkpoint-4"),
         "after the name": lambda: calls(Path, "rename", lambda path, to: to.name == "checkpoint-4", after=True),
-        "deleting the old": lambda: calls(checkpoint.shutil, "rmtree", lambda p, *_, **__: p.name == "checkpoint-2"),
+        "deleting the old": lambda: calls(files.shutil, "rmtree", lambda p, *_, **__: p.name == "checkpoint-2"),
         "final save": lambda: calls(module, "save_role", lambda role, path: path.parent.name == ".partial-final"),
     }[point]()
 

@@ -5,16 +5,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-
-from rlhf.monitor.rules import Alert
-from rlhf.files import checkpoints
-from rlhf.files import COMPLETE, append_lines, is_main, keep_lines, read_lines
+from rlhf.files import COMPLETE, append_lines, is_main, keep_lines
 from rlhf.monitor.callback import Watch
 
 

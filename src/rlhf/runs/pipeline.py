@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf.runs import record
-from rlhf.preflight.settings import check
 from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
 from rlhf.errors import ConfigError, nearest
 from rlhf.preflight.hub import check_repositories
+from rlhf.preflight.settings import check
+from rlhf.runs import record
 
 
 class Pipeline:

@@ -1,26 +1,14 @@
 """Where a number comes from: command, commit, versions and machine, with secrets struck out."""
 
-import contextlib
-import hashlib
-import json
-import math
 import os
 import platform
-import resource
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterable
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from omegaconf import DictConfig, OmegaConf
-from rlhf.config import REPO, Stage
 
-from rlhf.errors import ConfigError
-
+from rlhf.config import REPO
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "hydra-core")
 

@@ -1,39 +1,22 @@
 """The run folder: who may write into it, what every run leaves there, and what makes a run finished, resumable or stale."""
 
-import contextlib
 import hashlib
 import json
-import math
 import os
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
-from rlhf.config import REPO, Stage
-from rlhf.data import sources
-from rlhf.errors import ConfigError
-from collections.abc import Mapping
 
 from rlhf.config import Stage, read_stage
+from rlhf.data import sources
 from rlhf.errors import ConfigError, nearest
-from rlhf.models.base import load_base
-from rlhf.models.adapters import load_lora
-from rlhf.models.roles import Role, disable_dropout
-from rlhf.rewards.scorers import RoleScorer
-from rlhf.models.adapters import load_adapter, read_adapter_config
-from rlhf.models.shared import reward_head
-from rlhf.files import is_main, is_complete, write_json
-from rlhf.runs.provenance import provenance, redact, redacted
+from rlhf.files import is_complete, is_main, write_json
 from rlhf.process import peak_memory_mb
-
+from rlhf.runs.provenance import provenance, redact, redacted
 
 # keys that change where and how loudly a stage runs, what it is compared with and what stops it, but not its result
 PLACEMENT = ("run", "logging", "source", "expect", "monitor")

@@ -1,20 +1,20 @@
 """One stage from its composed configuration to a finished run folder: refuse early, train or go on, save, evaluate, report."""
 
-import contextlib
-import ctypes
 import gc
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 from omegaconf import DictConfig
-from rlhf.runs import record
+
 from rlhf import files
-from rlhf.preflight.settings import check, check_machine
 from rlhf.config import Stage, to_stage
 from rlhf.errors import DataError, Preempted
 from rlhf.preflight.hub import check_repositories
+from rlhf.preflight.settings import check, check_machine
 from rlhf.process import LARGE, quiet, return_freed_memory
+from rlhf.runs import record
 
 
 def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     check_machine(stage)
     check_repositories([stage])
 
-    from rlhf.output import console
-    from rlhf.methods.arguments import check_arguments, training_arguments
     from rlhf.data.prepare import prepare
+    from rlhf.methods.arguments import check_arguments, training_arguments
     from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
+    from rlhf.output import console
 
     check_arguments(stage)
     training_arguments(stage)
@@ -84,8 +84,8 @@ def _build(stage: Stage, tokenizer: Any, data: Any) -> Any:
 
 
 def _train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Record) -> None:
-    from rlhf.runs import callbacks
     from rlhf.files import replace_folder
+    from rlhf.runs import callbacks
 
     run.write("trainer_args.json", trainer.args.to_sanitized_dict())
     preemption, watching = callbacks.install(trainer, stage)
