@@ -78,7 +78,7 @@ def leave(trial):
 def unwatched(monkeypatch):
     from rlhf.compare import analysis
 
-    monkeypatch.setattr(analysis, "watch_finished", lambda folder: [])  # tests/test_watch.py has its own runs
+    monkeypatch.setattr(analysis, "watch_finished", lambda folder: [])  # tests/monitor/test_watch.py has its own runs
 
 
 def test_the_report_says_what_was_planted(make, tmp_path):

@@ -8,10 +8,10 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
-from synthetic import synthetic_report
 
 from rlhf.compare import figures
 from rlhf.output import plots
+from tests.compare.helpers import synthetic_report
 
 NAMES = ("frontier", "overoptimization", "win_rates", "behaviours", "costs")
 

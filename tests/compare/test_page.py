@@ -7,9 +7,9 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
-from synthetic import synthetic_report
 
 from rlhf.compare.page import write_pages
+from tests.compare.helpers import synthetic_report
 
 HOSTILE = '<script>alert(1)</script> | "a" ![x](http://evil.example/x.png) [y]: http://evil.example\n# no heading `'
 

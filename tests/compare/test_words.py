@@ -1,9 +1,9 @@
 """The paragraph of a comparison: every claim follows its numbers, and turns when they turn."""
 
 import pytest
-from synthetic import synthetic_report
 
 from rlhf.compare.conclusion import conclusion
+from tests.compare.helpers import synthetic_report
 
 
 def said(**changes):

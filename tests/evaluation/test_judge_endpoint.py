@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-from chat_server import Handler, Server
 
 from rlhf.config import REPO
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.evaluation.judges import load_judge
 from rlhf.evaluation.statistics import win_rate
+from tests.evaluation.helpers import Handler, Server
 
 KEY = "sk-planted-0123456789"
 N = 8

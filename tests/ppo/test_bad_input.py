@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_roles import broken, head_key, other_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.config import compose_config
@@ -14,6 +13,7 @@ from rlhf.door import translate
 from rlhf.methods import ppo
 from rlhf.rewards.functions import RULES, Rule
 from rlhf.runs.stage import run_stage
+from tests.models.helpers import broken, head_key, other_tokenizer
 
 
 def command(workshop, root, **settings):

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from test_trainer import KINDS, StopAt, same, timeless, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from rlhf import files
 from rlhf.errors import NonFinite
+from tests.ppo.helpers import StopAt, same, timeless, weights
+from tests.workshop import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf import files
 from rlhf.files import checkpoints, replace_folder
+from tests.workshop import QUIET
 
 # what a run imports, so that the server has it
 LLAMA = [f"transformers.{name}" for name in ("models.llama.modeling_llama", "integrations.bitsandbytes", "trainer")]
@@ -157,17 +158,11 @@ def run(places, folder, kind, seed, updates=UPDATES, point=None):
         kl_target=0.5,
         kl_horizon=20,
         reward_normalization="running",
-        save_strategy="steps",
         save_steps=SAVES,
         save_total_limit=1,
         eval_strategy="steps",
         eval_steps=SAVES,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        activation_checkpointing=False,
-        disable_tqdm=True,
+        **QUIET | {"save_strategy": "steps"},
     )
     trainer = PPOTrainer(
         args, tokenizer, roles.policy, roles.reference, [roles.reward, noise], prompts, roles.value,
@@ -186,7 +181,7 @@ def run(places, folder, kind, seed, updates=UPDATES, point=None):
 def start(workshop):
     """`start(folder, kind, ...)`: such a run in a process of its own; returns its exit code, negative for a signal."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["test_kill", "rlhf.ppo.trainer", "peft", "bitsandbytes", *LLAMA])
+    server.set_forkserver_preload([__name__, "rlhf.ppo.trainer", "peft", "bitsandbytes", *LLAMA])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         multiprocessing.forkserver.ensure_running()

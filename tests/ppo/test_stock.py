@@ -9,11 +9,12 @@ import copy
 
 import pytest
 import torch
-from contenders import Ours, Stock
 from datasets import Dataset
 
 from rlhf.generation.logprobs import Forward
 from rlhf.generation.sampling import stream
+from tests.ppo.defects.helpers import Ours, Stock
+from tests.workshop import QUIET
 
 UPDATES, REPLY, TEMPERATURE = 5, 9, 0.7
 COMPARED = ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "policy/approxkl_avg")
@@ -26,7 +27,7 @@ def reply_to(prompt, update):
 
 
 def options(folder):
-    return {
+    return QUIET | {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -40,13 +41,6 @@ def options(folder):
         "kl_coef": 0.1,
         "max_grad_norm": 0.0,
         "num_sample_generations": 0,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "disable_tqdm": True,
-        "save_strategy": "no",
     }
 
 

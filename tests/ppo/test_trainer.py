@@ -10,30 +10,12 @@ from transformers import TrainerCallback
 
 from rlhf.config import REPO
 from rlhf.ppo.metrics import METRICS, page
-
-KINDS = ["lora on nf4", "full"]
-TIMES = ("time/", "memory/", "eps", "eval_runtime")
-
-
-def history(trainer, key):
-    return [row[key] for row in trainer.state.log_history if key in row]
-
-
-def timeless(trainer):
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in trainer.state.log_history]
+from tests.ppo.helpers import StopAt, history, same, timeless, weights
+from tests.workshop import KINDS
 
 
 def fingerprint(parameter):
     return hashlib.sha256(parameter.detach().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def weights(trainer):
-    parts = [*trainer.policy.trainable(), *trainer.value.trainable()]
-    return {f"{i}/{name}": p.detach().clone() for i, (name, p) in enumerate(parts)}
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bf16"])
@@ -87,14 +69,6 @@ def test_run_is_reproducible_and_ignores_global_randomness(workshop, make_traine
     first, second = runs
     assert timeless(first) == timeless(second)
     assert same(weights(first), weights(second))
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 def test_generation_config_stays_and_does_not_matter(workshop, make_trainer, tmp_path):

@@ -23,8 +23,8 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def local(models, data):
     """`local("zephyr-7b/sft")`: the overrides that put local files in place of the hub, for one stage."""
-    from rows import laid_out
-    from tiny import stand_in
+    from tests.recipes.helpers import stand_in
+    from tests.recipes.rows import laid_out
 
     def files(stage: Stage) -> Path:
         """A folder with a file a split: the good rows with the awkward ones among them."""

@@ -4,8 +4,6 @@ import json
 import shutil
 
 import pytest
-from rows import ROWS
-from tiny import save
 
 from rlhf import config
 from rlhf.config import REPO, compose_config, options, to_stage
@@ -14,6 +12,8 @@ from rlhf.preflight import hub
 from rlhf.preflight.settings import check
 from rlhf.runs.pipeline import Pipeline
 from rlhf.runs.stage import run_stage
+from tests.recipes.helpers import save
+from tests.recipes.rows import ROWS
 
 
 @pytest.fixture

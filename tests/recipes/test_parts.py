@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from rows import TREES
 
 from rlhf.config import compose_config, to_stage
 from rlhf.data import contract, sources
@@ -10,6 +9,7 @@ from rlhf.data.prepare import prepare
 from rlhf.data.sources import Row
 from rlhf.errors import ConfigError
 from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
+from tests.recipes.rows import TREES
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Every stage of every recipe runs here, from loading its rows to saving its weights, and ends in `reproduce`.
 
 The weights are random models of the same architecture with a few thousand parameters, the rows local files with the real schema and the
-awkward rows that occur in it; the code is that of a real run. The recipe `support` runs in tests/test_stages.py.
+awkward rows that occur in it; the code is that of a real run. The recipe `support` runs in tests/runs/test_stages.py.
 """
 
 import json
@@ -9,7 +9,6 @@ from collections import Counter
 from itertools import cycle, islice
 
 import pytest
-from rows import laid_out
 
 from rlhf.config import compose_config, options, to_stage
 from rlhf.errors import ConfigError, GuardStop
@@ -17,6 +16,7 @@ from rlhf.methods import LOGGED
 from rlhf.reports.reproduce import SAVED, check_stated, compare, settle, table
 from rlhf.runs.pipeline import Pipeline, stages_of
 from rlhf.runs.stage import run_stage
+from tests.recipes.rows import laid_out
 
 pytestmark = pytest.mark.slow
 RECIPES = sorted({option.partition("/")[0] for option in options("recipes")} - {"support"})

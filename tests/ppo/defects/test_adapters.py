@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from contenders import defect, equal, logged, refusal, tiny_policy, tiny_scorer, weights
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from rlhf.models.layers import plain_4bit_kernels
+from tests.ppo.defects.helpers import defect, equal, logged, refusal, tiny_policy, tiny_scorer, weights
 
 
 def lora(task: str) -> Any:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from contenders import defect, logged, refusal, tiny_policy, tiny_scorer
+
+from tests.ppo.defects.helpers import defect, logged, refusal, tiny_policy, tiny_scorer
 
 UNTRAINED = {"learning_rate": 0.0, "num_ppo_epochs": 1}
 

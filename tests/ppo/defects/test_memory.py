@@ -1,9 +1,10 @@
 """Memory and work that stock spends on what nobody reads."""
 
 import torch
-from contenders import EOS, VOCABULARY, defect, tiny_policy, tiny_scorer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tests.ppo.defects.helpers import EOS, VOCABULARY, defect, tiny_policy, tiny_scorer
 
 
 class WidestTable(TorchDispatchMode):

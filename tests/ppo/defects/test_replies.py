@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from contenders import (
+
+from tests.ppo.defects.helpers import (
     BOS,
     END,
     EOS,

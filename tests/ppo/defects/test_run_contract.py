@@ -1,10 +1,21 @@
 """What a Hugging Face trainer promises: callbacks, limits, schedules, evaluation, checkpoints, metrics."""
 
 import pytest
-from contenders import PROMPTS, defect, equal, logged, record_rows, refusal, tiny_policy, tiny_scorer, weights
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+
+from tests.ppo.defects.helpers import (
+    PROMPTS,
+    defect,
+    equal,
+    logged,
+    record_rows,
+    refusal,
+    tiny_policy,
+    tiny_scorer,
+    weights,
+)
 
 HELD_OUT = Dataset.from_dict({"input_ids": PROMPTS[-3:]})
 EVALUATE = {"eval_strategy": "steps", "eval_steps": 1, "num_sample_generations": 1}

@@ -7,7 +7,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from contenders import (
+from datasets import Dataset
+
+from tests.ppo.defects.helpers import (
     EOS,
     PROMPTS,
     defect,
@@ -20,7 +22,6 @@ from contenders import (
     tiny_scorer,
     weights,
 )
-from datasets import Dataset
 
 
 def ragged(prompt):

@@ -1,12 +1,8 @@
 """Roles on a shared base: the right adapter computes, gradients are right, folders that do not fit are refused."""
 
-import json
-import shutil
-
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from safetensors.torch import load_file, save_file
 
 from rlhf.generation.batches import lay_out, reply_mask
 from rlhf.generation.logprobs import Forward
@@ -14,6 +10,8 @@ from rlhf.models.adapters import switch_adapter
 from rlhf.models.shared import shared_roles
 from rlhf.ppo.update import collect, policy_backward, value_backward
 from rlhf.rewards.scorers import RoleScorer
+from tests.models.helpers import broken, head_key, other_tokenizer
+from tests.workshop import KINDS
 
 PROMPTS = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31], [1, 40, 41, 42]]
 REPLIES = [[50, 2], [60, 61, 62, 63, 2], [70], [80, 81, 82]]
@@ -22,9 +20,6 @@ CPU = torch.device("cpu")
 
 def forward():
     return Forward(0.9, (0,), 4, lambda: torch.autocast("cpu", enabled=False))
-
-
-KINDS = ["lora on nf4", "full"]
 
 
 def gradients(roles, size, checkpointing=False):
@@ -147,22 +142,6 @@ def test_fresh_policy_starts_at_the_base(workshop):
     assert not roles.value.head.linear.weight.any()
 
 
-def broken(workshop, tmp_path, change):
-    """A copy of the reward folder with `change` applied to its config and tensors."""
-    folder = tmp_path / "broken"
-    shutil.copytree(workshop.reward, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    change(config, tensors)
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
-
-
-def head_key(tensors):
-    return next(k for k in tensors if k.endswith("score.weight"))
-
-
 CHANGES = {
     "no `score.weight`": lambda c, t: t.pop(head_key(t)),
     "wanted \\(1, 64\\): one label": lambda c, t: t.update({head_key(t): torch.zeros(3, 64)}),
@@ -180,16 +159,6 @@ def test_a_reward_folder_that_does_not_fit_is_refused(workshop, tmp_path, messag
     folder = broken(workshop, tmp_path, CHANGES[message])
     with pytest.raises(ValueError, match=message):
         shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
-
-
-def other_tokenizer(workshop, folder):
-    """A reward adapter whose tokenizer has the ids of two words exchanged."""
-    folder = broken(workshop, folder, lambda config, tensors: None)
-    content = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["w10"], vocabulary["w11"] = vocabulary["w11"], vocabulary["w10"]
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return folder
 
 
 def test_another_tokenizer_is_refused(workshop, tmp_path):

@@ -1,15 +1,9 @@
 """A tiny base model with an SFT adapter and a reward adapter, saved the way the stages save them."""
 
-import os
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -29,8 +23,10 @@ from transformers import (
 from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.shared import Roles, shared_roles
 from rlhf.ppo.assembly import assemble
+from rlhf.ppo.trainer import PPOConfig, PPOTrainer
 
 VOCABULARY = 96
+KINDS = ["lora on nf4", "full"]  # of `Workshop.kind`; the fast tests run `lora` too
 TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 
 
@@ -99,10 +95,9 @@ class Workshop:
         return Roles(policy, reference, reward, value, peft=None)
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def build(root: Path) -> Workshop:
+    """The workshop under `root`: a Llama of two layers, an SFT adapter and a reward adapter, both with shaken weights."""
     torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("workshop")
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<end>": 3} | {f"w{i}": i for i in range(4, VOCABULARY)}
     core = Tokenizer(models.WordLevel(words, unk_token="w4"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
@@ -134,10 +129,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return made
 
 
-@pytest.fixture(scope="session")
-def folders(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reward_models(workshop: Workshop, root: Path) -> Path:
     """More reward models: a second adapter, a BERT with three labels, a chat model with one label, one of full weights."""
-    root = tmp_path_factory.mktemp("rewards")
     second = get_peft_model(workshop.load_reward(), workshop.lora(task_type="SEQ_CLS"))
     workshop.shake(second, 4)
     second.base_model.model.score.modules_to_save["default"].weight.data.mul_(-2)
@@ -159,72 +152,42 @@ def folders(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root
 
 
-@pytest.fixture
-def stage_of(compose_stage: Any, workshop: Workshop):
-    def compose(*reward_models: Any, **settings: Any):
-        given = f"[{','.join(map(str, reward_models))}]" if len(reward_models) != 1 else reward_models[0]
-        return compose_stage(
-            "method=ppo",
-            "dataset=support_prompts",
-            "model.chat_template=plain",
-            f"model.path={workshop.base}",
-            f"method.start_from={workshop.sft}",
-            f"method.reward_model={given}",
-            "batch_size=4",
-            "method.args.total_episodes=8",
-            "method.args.response_length=6",
-            "method.args.missing_eos_penalty=null",
-            *(f"{key.replace('__', '.')}={value}" for key, value in settings.items()),
-        )
-
-    return compose
-
-
-@pytest.fixture(scope="session")
-def prompts() -> Dataset:
+def draw_prompts() -> Dataset:
+    """Twelve prompts of 3 to 9 tokens, with a column besides."""
     generator = torch.Generator().manual_seed(7)
     lengths = torch.randint(3, 10, (12,), generator=generator).tolist()
     rows = [torch.randint(4, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
     return Dataset.from_dict({"input_ids": rows, "answer": [str(i) for i in range(12)]})
 
 
-@pytest.fixture
-def make_trainer(workshop: Workshop, prompts: Dataset, tmp_path: Path):
-    from rlhf.ppo.trainer import PPOConfig, PPOTrainer
+# of both PPO trainers, ours and stock's: a run on the CPU that writes nothing besides what a test asks for
+QUIET: dict[str, Any] = {
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "activation_checkpointing": False,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
 
-    def make(
-        roles: Any = None, *, dataset: Any = None, eval_dataset: Any = None, callbacks: Any = None, **options: Any
-    ):
-        roles = roles or workshop.roles()
-        defaults: dict[str, Any] = {
-            "output_dir": str(tmp_path / "run"),
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 4,
-            "num_mini_batches": 2,
-            "num_ppo_epochs": 2,
-            "total_episodes": 32,
-            "response_length": 10,
-            "temperature": 0.9,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "seed": 1,
-        }
-        return PPOTrainer(
-            PPOConfig(**{**defaults, **options}),
-            workshop.tokenizer,
-            roles.policy,
-            roles.reference,
-            roles.reward,
-            dataset if dataset is not None else prompts,
-            roles.value,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-        )
 
-    return make
+def trainer(workshop: Workshop, roles: Any, dataset: Any, folder: Path, **options: Any) -> Any:
+    """PPO with four updates of 8 prompts, if the options do not say otherwise."""
+    defaults = QUIET | {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "total_episodes": 32,
+        "response_length": 10,
+        "temperature": 0.9,
+        "learning_rate": 1e-3,
+        "seed": 1,
+    }
+    more = {name: options.pop(name, None) for name in ("eval_dataset", "callbacks")}
+    args = PPOConfig(**defaults | options)
+    return PPOTrainer(
+        args, workshop.tokenizer, roles.policy, roles.reference, roles.reward, dataset, roles.value, **more
+    )

@@ -1,9 +1,5 @@
 """One test body, two trainers: stock TRL 1.12 and ours, given the same models, prompts and options."""
 
-import os
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +24,7 @@ from trl.experimental.ppo import ppo_trainer as stock_module
 from rlhf.generation.sampling import Replies
 from rlhf.models.shared import shared_roles
 from rlhf.ppo.trainer import PPOConfig, PPOTrainer
+from tests.workshop import QUIET
 
 PAD, BOS, EOS, END, VOCABULARY = 0, 1, 2, 3, 32
 PROMPTS = [[BOS, *range(4 + i, 5 + i + i % 3)] for i in range(16)]
@@ -105,7 +102,7 @@ class Contender:
         **options: Any,
     ) -> Any:
         """A trainer for one update of 2 x 2 prompts, if the options do not say otherwise."""
-        defaults = {
+        defaults = QUIET | {
             "output_dir": str(self.folder),
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
@@ -114,14 +111,7 @@ class Contender:
             "response_length": 6,
             "temperature": 1.0,
             "learning_rate": 1e-2,
-            "logging_steps": 1,
             "num_sample_generations": 0,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "disable_tqdm": True,
-            "save_strategy": "no",
             "seed": 1,
         }
         return self.trainer(

@@ -1,7 +1,6 @@
 """The monitor finds planted hacks before the run ends and leaves healthy runs alone; each rule fires on its own trace."""
 
 import pytest
-from planted import HACKS, simulate
 
 from rlhf.config import Monitor as Settings
 from rlhf.config import Rule, compose_config, to_stage
@@ -11,6 +10,7 @@ from rlhf.monitor.rules import Alert, Monitor, parse, spearman
 from rlhf.monitor.signals import LOGGED, logged_signals, reply_signals
 from rlhf.ppo.metrics import METRICS
 from rlhf.preflight.settings import check
+from tests.monitor.helpers import HACKS, simulate
 
 DEFAULT = to_stage(compose_config([])).monitor
 
