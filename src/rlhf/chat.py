@@ -23,14 +23,15 @@ class Speaker:
     renderer: Any
 
     def answer(self, messages: Messages, temperature: float, limit: int) -> Iterator[str]:
-        """The reply, piece by piece as it is written; ends at EOS or after `limit` tokens."""
+        """The reply, piece by piece as it is written; ends at an EOS id or after `limit` tokens."""
         import torch
 
         from rlhf.generation.sampling import choose
+        from rlhf.models.tokenizer import stops
 
         ids = self.renderer.prompt(messages)
         head = self.role.logits_of(temperature or 1.0, (self.tokenizer.pad_token_id,))
-        written: list[int] = []
+        ends, written = stops(self.tokenizer, self.role.model), []
         cache, shown, feed = None, "", torch.tensor([ids], device=self.role.device)
         with torch.no_grad(), self.role.active():
             for _ in range(limit):
@@ -38,7 +39,7 @@ class Speaker:
                 cache = output.past_key_values
                 uniform = torch.rand(1, dtype=torch.float64).to(self.role.device) if temperature else None
                 token = int(choose(head(output.last_hidden_state[:, -1]), uniform)[0])
-                if token == self.tokenizer.eos_token_id:
+                if token in ends:
                     return
                 written.append(token)
                 text = self.tokenizer.decode(written, skip_special_tokens=True)

@@ -19,6 +19,7 @@ from rlhf.generation.logprobs import Forward
 from rlhf.generation.sampling import sample_replies, stream
 from rlhf.models.roles import Role
 from rlhf.models.shared import load_roles
+from rlhf.models.tokenizer import stops
 from rlhf.rewards.scorers import scorer
 
 
@@ -113,7 +114,7 @@ def answer(
         prompts,
         max_new_tokens=stage.evaluation.max_new_tokens,
         temperature=temperature,
-        eos_ids=[tokenizer.eos_token_id],
+        eos_ids=stops(tokenizer, role.model),
         pad_id=tokenizer.pad_token_id,
         generator=stream(stage.seed, "evaluation", 0),
         chunk_size=stage.evaluation.batch_size,

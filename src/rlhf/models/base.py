@@ -11,6 +11,7 @@ from torch import nn
 from rlhf.config import Stage
 from rlhf.errors import ConfigError, nearest
 from rlhf.models.layers import plain_4bit_kernels
+from rlhf.models.tokenizer import stops
 
 
 class Score(nn.Linear):
@@ -71,7 +72,7 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
     base.config.pad_token_id = tokenizer.pad_token_id
     base.config.use_cache = False
     if getattr(base, "generation_config", None) is not None:  # sequence classifiers have none
-        _settle_generation(base.generation_config, tokenizer)
+        _settle_generation(base, tokenizer)
     if reward:
         _fp32_head(base, fresh)
     return base
@@ -94,15 +95,11 @@ def _local_gpu() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def _settle_generation(config: Any, tokenizer: Any) -> None:
+def _settle_generation(model: Any, tokenizer: Any) -> None:
     """Saved models must stop where they were taught to, and padding must not be among the tokens that stop them."""
-    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stops = [
-        tokenizer.eos_token_id,
-        *(s for s in stops if s not in (None, tokenizer.eos_token_id, tokenizer.pad_token_id)),
-    ]
-    config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    config.pad_token_id = tokenizer.pad_token_id
+    ids = [i for i in stops(tokenizer, model) if i != tokenizer.pad_token_id]
+    model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def _fp32_head(base: Any, fresh: bool) -> None:

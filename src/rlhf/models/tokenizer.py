@@ -124,6 +124,17 @@ def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
             yield text
 
 
+def stops(tokenizer: Any, model: Any) -> tuple[int, ...]:
+    """Every id that ends a reply: the tokenizer's EOS and those of the model's generation config.
+
+    Chat models often have two (end of turn, end of text). Ids only, no strings: a string can end inside a token, which would
+    then be neither in the reply nor out of it.
+    """
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+
 def saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer that a finished stage left beside its weights."""
     from transformers import AutoTokenizer

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from rlhf.models.roles import Role
+from rlhf.models.tokenizer import stops
 
 
 def option(default, text: str):
@@ -117,20 +118,13 @@ def check_args(args: Any, tokenizer: Any) -> None:
 
 
 def eos_token_ids(args: Any, tokenizer: Any, model: Any) -> tuple[int, ...]:
-    """Every id that ends a reply; chat models often have two (end of turn, end of text).
-
-    Ids only, no strings: a string can end inside a token, which would then be neither in the reply nor out of it.
-    """
+    """Every id that ends a reply in training: those of the arguments, or else of `stops`."""
     if args.eos_token_ids is not None:
-        ids = list(args.eos_token_ids)
+        ids = tuple(dict.fromkeys(args.eos_token_ids))
     elif args.stop_token_id is not None:
-        ids = [args.stop_token_id]
-    elif args.stop_token == "eos":
-        ids = [tokenizer.eos_token_id]
+        ids = (args.stop_token_id,)
     else:
-        listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        ids = [tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or ())]
-    ids = tuple(dict.fromkeys(i for i in ids if i is not None))
+        ids = stops(tokenizer, None if args.stop_token == "eos" else model)
     if tokenizer.pad_token_id in ids:
         raise ValueError(
             f"eos_token_ids = {list(ids)} holds the pad id {tokenizer.pad_token_id}, which is never sampled; remove it"
