@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def keep_lines(path: Path, last_step: int) -> None:
         partial.replace(path)
 
 
-def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     if is_main():
         with path.open("a") as lines:
             lines.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -32,17 +32,17 @@ def make(tmp_path):
         replies = Replies(comparison, "annotator")
         replies.folder.mkdir(parents=True)
         rng = np.random.default_rng(0)
-        worth = rng.normal(1.0, 0.3, PROMPTS)  # some prompts are easier for everybody
+        gold = rng.normal(1.0, 0.3, PROMPTS)  # some prompts are easier for everybody
         for seed in comparison.seeds:
             rows = [(p, i) for p in range(PROMPTS) for i in range(POOL + 3)]
-            write(replies.folder / f"sft-seed{seed}.jsonl", [(p, worth[p] + rng.normal(0, 0.3), 0.0) for p, _ in rows])
+            write(replies.folder / f"sft-seed{seed}.jsonl", [(p, gold[p] + rng.normal(0, 0.3), 0.0) for p, _ in rows])
         trials = comparison.trials()
         for trial in trials:
             leave(trial)
             if trial.arm != "reward":
                 for place, step in enumerate((10, 20)):
                     lift, kl = gain[trial.arm][trial.setting][place], KL[trial.arm][trial.setting][place]
-                    rows = [(p, worth[p] + lift + rng.normal(0, 0.3), kl) for p in range(PROMPTS)]
+                    rows = [(p, gold[p] + lift + rng.normal(0, 0.3), kl) for p in range(PROMPTS)]
                     write(replies.folder / f"{trial.name}-step{step}.jsonl", rows)
         return analyze(comparison, replies, trials, _by_gold, "annotator", [])
 
@@ -50,13 +50,13 @@ def make(tmp_path):
 
 
 def write(file, rows):
-    """Replies of which the proxy thinks as the truth does; `rows` are (prompt, gold, kl)."""
+    """Replies whose reward is their gold; `rows` are (prompt, gold, kl)."""
     lines = [{"key": "k"}]
     for prompt, gold, kl in rows:
         number = next(NUMBERS)
         facts = {"situation": KINDS[prompt % len(KINDS)]}
         sample = {"prompt": f"prompt {prompt}", "prompt_ids": [prompt], "facts": facts, "ids": [number], "kl": kl}
-        lines.append(sample | {"reply": f"reply {number}", "length": 10, "ended": True, "gold": gold, "proxy": gold})
+        lines.append(sample | {"reply": f"reply {number}", "length": 10, "ended": True, "gold": gold, "reward": gold})
     file.write_text("\n".join(map(json.dumps, lines)))
 
 

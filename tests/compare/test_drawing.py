@@ -29,10 +29,10 @@ def test_a_process_that_is_killed_is_told_with_the_fix(monkeypatch, tmp_path):
         list(drawing._drawn([[1], [2]], [], 2))
 
 
-@pytest.mark.parametrize(("name", "score"), [("gold", float("nan")), ("proxy", float("inf")), ("kl", float("nan"))])
+@pytest.mark.parametrize(("name", "score"), [("gold", float("nan")), ("reward", float("inf")), ("kl", float("nan"))])
 def test_a_score_that_is_not_a_number_leaves_no_file(tmp_path, name, score):
     samples = [dict.fromkeys(module.KEPT, 0)] * 2
-    scores = {"gold": [0.0, 1.0], "proxy": [0.0, 1.0], "kl": [0.0, 1.0]}
+    scores = {"gold": [0.0, 1.0], "reward": [0.0, 1.0], "kl": [0.0, 1.0]}
     module._write(tmp_path / "good.jsonl", "key", "trial", samples, *scores.values())
     assert module._key_of(tmp_path / "good.jsonl") == "key" and len(module._read(tmp_path / "good.jsonl")) == 2
     scores[name][1] = score

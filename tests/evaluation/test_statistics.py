@@ -3,25 +3,25 @@
 import numpy as np
 import pytest
 
-from rlhf.evaluation.metrics import by_situation, distinct, summary
-from rlhf.evaluation.statistics import both_orders, estimate, holm, judged, prompts_to_settle, verdict, wilson, win_rate
+from rlhf.evaluation.metrics import by_situation, correlation, distinct, summary
+from rlhf.evaluation.statistics import estimate, holm, judgements, prompts_to_settle, verdict, wilson, win_rate
 
 
 def test_a_against_a_is_one_half():
-    outcomes = both_orders(lambda i, a, b: 0.5 if a == b else 1.0, ["x"] * 20, ["x"] * 20)
+    outcomes = judgements(lambda i, a, b: 0.5 if a == b else 1.0, ["x"] * 20, ["x"] * 20).outcomes
     found = win_rate(outcomes)
     assert found.rate == 0.5 and found.ties == 20 and found.low < 0.5 < found.high
 
 
 def test_a_judge_that_always_takes_the_first_is_unmasked():
-    found = judged(lambda i, a, b: 1.0, list("abc"), list("def"))
+    found = judgements(lambda i, a, b: 1.0, list("abc"), list("def"))
     assert set(found.outcomes) == {0.5} and found.flip_rate == 1.0
-    fair = judged(lambda i, a, b: float(a < b), list("abc"), list("def"))
+    fair = judgements(lambda i, a, b: float(a < b), list("abc"), list("def"))
     assert fair.outcomes == [1.0] * 3 and fair.flip_rate == 0.0
 
 
 def test_an_abstention_is_a_tie_and_counted():
-    found = judged(lambda i, a, b: None if i == 1 else float(a < b), list("abc"), list("def"))
+    found = judgements(lambda i, a, b: None if i == 1 else float(a < b), list("abc"), list("def"))
     assert found.outcomes == [1.0, 0.5, 1.0] and found.abstained == 1 and found.flip_rate == 0.0
 
 
@@ -107,7 +107,7 @@ def test_a_score_that_is_no_number_is_named():
     with pytest.raises(ValueError, match="seed 1, prompt 2 is nan"):
         estimate([[1.0, 0.0, 1.0], [0.0, 1.0, float("nan")]])
     with pytest.raises(ValueError, match="answered 7 on prompt 0; allowed: 0 to 1, or None"):
-        judged(lambda i, a, b: 7, ["x"], ["y"])
+        judgements(lambda i, a, b: 7, ["x"], ["y"])
 
 
 def test_wilson_against_the_textbook():
@@ -123,3 +123,8 @@ def test_metrics_by_hand():
     ]
     assert summary(samples) == {"length": 4.0, "eos_rate": 0.5, "distinct_2": 1.0, "gold_score": 2.0}
     assert by_situation(samples, "gold") == {"kind": 1.0, "safe": 3.0}
+
+
+def test_correlation_by_hand():
+    assert correlation([1.0, 2.0, 3.0], [2.0, 4.0, 7.0]) == pytest.approx(5 / (2 * 114 / 9) ** 0.5)
+    assert correlation([1.0, 1.0], [1.0, 2.0]) == correlation([1.0], [2.0]) == 0.0

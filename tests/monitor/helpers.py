@@ -61,26 +61,26 @@ def simulate(seed: int, hack: str | None = None, batch: int = 64):
     """Yields what a PPO run would feed the monitor: step, metrics under PPO's names, samples with reward and gold."""
     rng = np.random.default_rng(seed)
     strength, overpaid = rng.uniform(3, 5) if hack else rng.uniform(0.5, 4), rng.uniform(1.5, 2.5)
-    worth = {s: _worth(s) for s in SITUATIONS}
+    gold = {s: _gold(s) for s in SITUATIONS}
     policies = {}
     for situation in SITUATIONS:
         styles = [*STYLES[situation], *([hack] if hack else [])]
         start = {s: DEMONSTRATED.get(s, DEMONSTRATED["defect"] / len(DEFECTS[situation])) for s in STYLES[situation]}
-        heard = {s: worth[situation][s] + rng.normal(0, 0.3) for s in styles}  # a reward model errs about whole styles
+        reward = {s: gold[situation][s] + rng.normal(0, 0.3) for s in styles}  # a reward model errs about whole styles
         if hack:
-            start[hack], heard[hack] = 0.002, worth[situation]["ideal"] + overpaid
+            start[hack], reward[hack] = 0.002, gold[situation]["ideal"] + overpaid
         q = np.array([start[s] for s in styles])
-        policies[situation] = styles, np.log(q / q.sum()), np.array([heard[s] for s in styles])
+        policies[situation] = styles, np.log(q / q.sum()), np.array([reward[s] for s in styles])
     for update in range(UPDATES):
         samples, k1, entropy, exact = [], [], [], []
         for _ in range(batch):
             row = pool()[rng.integers(len(pool()))]
-            styles, log_q, heard = policies[row["facts"]["situation"]]
-            logits = log_q + strength * update / (UPDATES - 1) * heard
+            styles, log_q, reward = policies[row["facts"]["situation"]]
+            logits = log_q + strength * update / (UPDATES - 1) * reward
             log_p = logits - np.logaddexp.reduce(logits)
             style = rng.choice(len(styles), p=np.exp(log_p))
             variants = row["samples"][styles[style]]
-            error = heard[style] - worth[row["facts"]["situation"]][styles[style]] + rng.normal(0, 0.4)
+            error = reward[style] - gold[row["facts"]["situation"]][styles[style]] + rng.normal(0, 0.4)
             sample = variants[rng.integers(len(variants))]
             samples.append({**sample, "reward": sample["gold"] + error})
             k1.append(log_p[style] - log_q[style])
@@ -90,7 +90,7 @@ def simulate(seed: int, hack: str | None = None, batch: int = 64):
 
 
 @lru_cache
-def _worth(situation: str) -> dict[str, float]:
+def _gold(situation: str) -> dict[str, float]:
     """Mean true preference of each style and hack."""
     rows = [row["samples"] for row in pool() if row["facts"]["situation"] == situation]
     return {s: float(np.mean([x["gold"] for row in rows for x in row[s]])) for s in (*STYLES[situation], *HACKS)}

@@ -123,7 +123,7 @@ def test_a_rule_alerts_once_and_again_only_after_a_pause():
     kls = [1, 20, 20, 20, 1, 20, 20]
     steps = [a.step for i, kl in enumerate(kls) for a in monitor.update(i, {"objective/kl_k3": kl})]
     assert steps == [2, 6]
-    assert str(monitor.update(7, {"objective/kl_k3": 1}) or "none") == "none"
+    assert monitor.update(7, {"objective/kl_k3": 1}) == []
 
 
 def test_lines_without_a_signal_and_values_that_are_no_number_change_nothing():
@@ -176,10 +176,10 @@ def test_conditions():
 
 def test_signals_of_replies_by_hand():
     samples = [
-        {"prompt": "a b c d e", "reply": "a b c d", "score": 2.0, "length": 5, "ended": True},
-        {"prompt": "x", "reply": "a b c d", "score": 1.0, "length": 4, "ended": True},
-        {"prompt": "x", "reply": "", "score": 0.0, "length": 3, "ended": False},
-        {"prompt": "x", "reply": "w w w w w \u2603", "score": -1.0, "length": 2, "ended": True},
+        {"prompt": "a b c d e", "reply": "a b c d", "reward": 2.0, "length": 5, "ended": True},
+        {"prompt": "x", "reply": "a b c d", "reward": 1.0, "length": 4, "ended": True},
+        {"prompt": "x", "reply": "", "reward": 0.0, "length": 3, "ended": False},
+        {"prompt": "x", "reply": "w w w w w \u2603", "reward": -1.0, "length": 2, "ended": True},
     ]
     found = reply_signals(samples, reward_top=0.5)
     assert found["copied"] == found["empty"] == found["duplicates"] == 0.25 and found["eos_rate"] == 0.75
@@ -205,4 +205,4 @@ def test_spearman_by_hand():
 def test_the_most_suspicious_replies_are_paid_and_bad():
     samples = [{"reply": str(i), "reward": float(i % 10), "gold": float(i // 10)} for i in range(100)]
     assert [s["reply"] for s in most_suspicious(samples, 3)] == ["9", "8", "19"]
-    assert most_suspicious([{"score": 1.0}, {"score": 3.0}], 1) == [{"score": 3.0}]
+    assert most_suspicious([{"reward": 1.0}, {"reward": 3.0}], 1) == [{"reward": 3.0}]

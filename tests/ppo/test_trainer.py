@@ -147,7 +147,7 @@ def test_evaluation_runs_on_schedule(make_trainer, prompts, tmp_path):
         logged = next(r for r in trainer.state.log_history if r["step"] == step and "eval_objective/kl" in r)
         some = [row for row in rows if row["step"] == step]
         assert all(isinstance(row["reply"], str) and row["length"] >= len(row["reply"].split()) for row in some)
-        for key, name in (("score", "scores"), ("kl", "kl"), ("length", "length")):
+        for key, name in (("reward", "scores"), ("kl", "kl"), ("length", "length")):
             assert sum(row[key] for row in some) / 3 == pytest.approx(logged[f"eval_objective/{name}"], abs=1e-6)
     trainer.evaluate()
     assert len((tmp_path / "run" / "samples.jsonl").read_text().splitlines()) == 6

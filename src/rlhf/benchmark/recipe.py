@@ -10,9 +10,10 @@ from rlhf.config import Stage
 from rlhf.errors import ConfigError
 from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.evaluate import answer
+from rlhf.evaluation.judges import AnnotatorJudge
 from rlhf.evaluation.metrics import summary
 from rlhf.evaluation.samples import Sample, final_samples
-from rlhf.evaluation.statistics import both_orders, win_rate
+from rlhf.evaluation.statistics import win_rate
 from rlhf.models.shared import load_roles
 from rlhf.runs import record
 from rlhf.runs.record import finished_stage
@@ -45,11 +46,7 @@ def compare_recipe(folder: Path) -> dict[str, Any]:
         replies = answer(stage, tokenizer, role, asked, temperature=0.0)
     for sample, known in zip(replies, facts, strict=True):
         sample["gold"] = judge.score(known, sample["reply"])
-
-    def prefers(index: int, first: str, second: str) -> float:
-        return float(judge.prefer(facts[index], first, second))
-
-    won = win_rate(both_orders(prefers, [s["reply"] for s in samples["ppo"]], [s["reply"] for s in replies]))
+    won = win_rate(AnnotatorJudge("annotator", judge).compare(samples["ppo"], replies).outcomes)
     return {
         "recipe": folder.name,
         "seed": stage.seed,

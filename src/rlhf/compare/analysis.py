@@ -16,8 +16,8 @@ from rlhf.compare.evidence import Evidence, Point, table
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.evaluation.length_control import length_controlled
-from rlhf.evaluation.samples import Sample
-from rlhf.evaluation.statistics import Judged, estimate, holm, prompts_to_settle, verdict, win_rate
+from rlhf.evaluation.samples import Sample, column
+from rlhf.evaluation.statistics import Judgements, estimate, holm, prompts_to_settle, verdict, win_rate
 from rlhf.monitor.feed import monitor_of, watch_finished
 from rlhf.runs import provenance
 
@@ -25,7 +25,7 @@ BEST = f"best-of-{POOL}"
 EQUAL_KLS = 5  # places at which the arms are compared at equal KL
 Z95 = 1.959964  # normal quantile of 97.5%
 SHOWN = 2  # prompts a situation whose replies are shown
-Compare = Callable[[Sequence[Sample], Sequence[Sample]], Judged]
+Compare = Callable[[Sequence[Sample], Sequence[Sample]], Judgements]
 
 
 def analyze(
@@ -82,11 +82,11 @@ def frontier(evidence: Evidence) -> list[dict[str, Any]]:
     n = 2
     while n <= POOL:
         for seed in evidence.seeds:
-            proxies = evidence.pooled(seed, "proxy")
+            rewards = evidence.pooled(seed, "reward")
             columns = {
-                key: best_of_n(proxies, evidence.pooled(seed, key), n) for key in ("gold", "proxy", "length", "ended")
+                key: best_of_n(rewards, evidence.pooled(seed, key), n) for key in ("gold", "reward", "length", "ended")
             }
-            columns["kl"] = np.full(len(proxies), best_of_n_kl(n))
+            columns["kl"] = np.full(len(rewards), best_of_n_kl(n))
             rows.append(_numbers("best-of-n", n, seed, 0, columns))
         n *= 2
     for arm in KNOBS:
@@ -100,7 +100,7 @@ def frontier(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _row(arm: str, setting: float | None, seed: int, step: int, samples: Sequence[Sample], last: bool = True) -> Any:
-    columns = {key: np.array([float(s[key]) for s in samples]) for key in ("kl", "gold", "proxy", "length", "ended")}
+    columns = {key: column(samples, key) for key in ("kl", "gold", "reward", "length", "ended")}
     return _numbers(arm, setting, seed, step, columns, last)
 
 
@@ -119,8 +119,8 @@ def _numbers(
         "gold": means["gold"],
         "gold_low": means["gold"] - Z95 * errors["gold"],
         "gold_high": means["gold"] + Z95 * errors["gold"],
-        "proxy": means["proxy"],
-        "proxy_error": errors["proxy"],
+        "proxy": means["reward"],
+        "proxy_error": errors["reward"],
         "length": means["length"],
         "eos_rate": means["ended"],
         "last": last,
@@ -222,7 +222,7 @@ def overoptimization(evidence: Evidence, chosen: Mapping[str, Point]) -> dict[st
 def _best_of_n(evidence: Evidence, start: Mapping[int, float]) -> dict[str, Any]:
     ns = range(1, POOL + 1)
     golds = {
-        seed: [float(best_of_n(evidence.pooled(seed, "proxy"), evidence.pooled(seed, "gold"), n).mean()) for n in ns]
+        seed: [float(best_of_n(evidence.pooled(seed, "reward"), evidence.pooled(seed, "gold"), n).mean()) for n in ns]
         for seed in evidence.seeds
     }
     points = [
@@ -288,19 +288,15 @@ def alerts(evidence: Evidence) -> list[dict[str, Any]]:
     for trial in evidence.trials:
         said = list(watch_finished(trial.path))
         monitor = monitor_of(trial.stage)
-        monitor.update(0, {}, _scored(evidence.sft[trial.seed]))
+        monitor.update(0, {}, evidence.sft[trial.seed])
         for (setting, step), at in sorted(evidence.points[trial.arm].items()):
             if setting == trial.setting and trial.seed in at:
-                said += monitor.update(step, {}, _scored(at[trial.seed]))
+                said += monitor.update(step, {}, at[trial.seed])
         found += [
             {"trial": trial.name, "step": a.step, "level": a.level, "rule": a.rule, "source": a.source, "text": str(a)}
             for a in said
         ]
     return found
-
-
-def _scored(samples: Sequence[Sample]) -> list[Sample]:
-    return [sample | {"reward": sample["proxy"]} for sample in samples]
 
 
 def behaviours(policies: Mapping[str, Mapping[int, Sequence[Sample]]]) -> dict[str, Any]:
@@ -327,6 +323,6 @@ def side_by_side(policies: Mapping[str, Mapping[int, Sequence[Sample]]], seed: i
         if seen[kind] > (SHOWN if kind else 5 * SHOWN):
             continue
         rows = {name: by_seed[seed][index] for name, by_seed in policies.items()}
-        said = {n: {"text": r["reply"], "gold": r["gold"], "proxy": r["proxy"]} for n, r in rows.items()}
+        said = {n: {"text": r["reply"], "gold": r["gold"], "proxy": r["reward"]} for n, r in rows.items()}
         found.append({"prompt": sample["prompt"], "situation": kind, "seed": seed, "replies": said})
     return sorted(found, key=lambda row: row["situation"])

@@ -42,7 +42,7 @@ class Evidence:
     def best_of_pool(self) -> dict[int, list[Sample]]:
         """To each prompt the reply of the pool that the reward model of the seed likes best."""
         width = POOL + len(self.seeds)
-        chosen = {seed: self.pooled(seed, "proxy").argmax(axis=1) for seed in self.seeds}
+        chosen = {seed: self.pooled(seed, "reward").argmax(axis=1) for seed in self.seeds}
         return {seed: [self.pools[seed][p * width + i] for p, i in enumerate(chosen[seed])] for seed in self.seeds}
 
     def complete(self, arm: str) -> dict[Point, dict[int, list[Sample]]]:

@@ -1,4 +1,4 @@
-"""What each checkpoint says: a reply to every test prompt, sampled at temperature 1, with its KL, length, proxy and gold score.
+"""What each checkpoint says: a reply to every test prompt, sampled at temperature 1, with its KL, length, reward and gold.
 
 Every policy draws with the same random numbers, and what was drawn once is kept, so that a report is made again without a model.
 """
@@ -19,7 +19,7 @@ from rlhf.compare.trials import Comparison, Trial, threads
 from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop, ResourceError
 from rlhf.evaluation.judges import Judge, load_judge
-from rlhf.evaluation.samples import Sample
+from rlhf.evaluation.samples import Sample, to_samples
 from rlhf.process import die_with_parent
 from rlhf.runs import record
 
@@ -120,32 +120,34 @@ class Replies:
         return "sft"
 
     def _draw_pools(self, seeds: Sequence[int], prompts: Sequence[Row]) -> None:
-        from rlhf.evaluation.evaluate import answer
+        from rlhf.evaluation.evaluate import about, answer
 
         roles, _ = self._roles({"policy": self.start}, None)
         rows = [row for row in prompts for _ in range(POOL + len(self.comparison.seeds))]
         drawn = answer(self.stage, self.tokenizer, roles["policy"], [row["input_ids"] for row in rows], temperature=1.0)
-        samples = self._with_prompts(drawn, rows)
+        samples = [sample | about(row) for sample, row in zip(drawn, rows, strict=True)]
         golds = self.gold(samples)
         for seed in seeds:
-            _, proxy = self._roles({}, seed)
-            _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, proxy(samples))
+            _, reward = self._roles({}, seed)
+            _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, reward(samples))
 
     def _draw_trial(self, trial: Trial, rows: Sequence[Row]) -> None:
-        from rlhf.evaluation.evaluate import answer, reply_kl
+        from rlhf.evaluation.evaluate import about, answer, reply_kl
 
         missing = {f"step{step}": folder for step, folder in trial.checkpoints() if not self._is_there(trial, step)}
         together = self.stage.adapter.name != "none"  # adapters share a base, whole models would not fit side by side
         prompts = [row["input_ids"] for row in rows]
         for group in [missing] if together else [{name: folder} for name, folder in missing.items()]:
-            roles, proxy = self._roles(group | {"reference": self.start}, trial.seed)
+            roles, reward = self._roles(group | {"reference": self.start}, trial.seed)
             for name in group:
                 drawn = answer(self.stage, self.tokenizer, roles[name], prompts, temperature=1.0)
-                samples = self._with_prompts(drawn, rows)
+                samples = [sample | about(row) for sample, row in zip(drawn, rows, strict=True)]
                 ids = [s["ids"] for s in samples]
                 kls = reply_kl(self.stage, self.tokenizer, roles[name], roles["reference"], prompts, ids)
                 file = self._file(trial, int(name.removeprefix("step")))
-                _write(file, self._key(trial, trial.seed), trial.name, samples, self.gold(samples), proxy(samples), kls)
+                _write(
+                    file, self._key(trial, trial.seed), trial.name, samples, self.gold(samples), reward(samples), kls
+                )
 
     def _roles(self, folders: dict[str, Path], seed: int | None) -> tuple[dict[str, Any], Score]:
         """Policies by name, and who scores replies as PPO's reward does with this seed."""
@@ -163,14 +165,6 @@ class Replies:
     def _reward(self, seed: int) -> str:
         """The weights that score the replies of this seed."""
         return self.comparison.trial("ppo", self.comparison.settings["ppo"][0], seed).stage.method.reward_models[0]
-
-    def _with_prompts(self, drawn: Sequence[Sample], rows: Sequence[Row]) -> list[Sample]:
-        return [
-            {key: row[key] for key in ("prompt", "messages", "reference")}
-            | {"prompt_ids": row["input_ids"], "facts": json.loads(row["facts"])}
-            | sample
-            for sample, row in zip(drawn, rows, strict=True)
-        ]
 
     def _file(self, trial: Trial, step: int) -> Path:
         return self.folder / f"{trial.name}-step{step}.jsonl"
@@ -219,12 +213,12 @@ def _write(
     name: str,
     samples: Sequence[Sample],
     golds: Sequence[float],
-    proxies: Sequence[float],
+    rewards: Sequence[float],
     kls: Sequence[float] | None = None,
 ) -> None:
     lines = [json.dumps({"key": key})]
-    for index, (sample, gold, proxy) in enumerate(zip(samples, golds, proxies, strict=True)):
-        scores = {"kl": kls[index] if kls else 0.0, "gold": gold, "proxy": proxy}
+    for index, (sample, gold, reward) in enumerate(zip(samples, golds, rewards, strict=True)):
+        scores = {"kl": kls[index] if kls else 0.0, "gold": gold, "reward": reward}
         for what, value in scores.items():
             if not math.isfinite(value):
                 raise GuardStop(f"{name}: the {what} of reply {index} is {value}; the finished trials are kept")
@@ -242,4 +236,4 @@ def _key_of(file: Path) -> str | None:
 
 
 def _read(file: Path) -> list[Sample]:
-    return [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    return to_samples(json.loads(line) for line in file.read_text().splitlines()[1:])

@@ -8,7 +8,7 @@ from rlhf import files
 from rlhf.compare.trials import Comparison, Trial, parallel
 from rlhf.errors import ConfigError
 from rlhf.evaluation.samples import Sample
-from rlhf.evaluation.statistics import Judged
+from rlhf.evaluation.statistics import Judgements
 
 
 def run(
@@ -67,10 +67,10 @@ def run(
     return failed
 
 
-def _by_gold(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+def _by_gold(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:
     """As the reward model that is gold decides, from the scores that it has given already."""
-    found = [
+    outcomes = [
         0.5 if a["ids"] == b["ids"] else (1 + np.sign(a["gold"] - b["gold"])) / 2
         for a, b in zip(ours, theirs, strict=True)
     ]
-    return Judged([*found], [*found])
+    return Judgements([*outcomes], [*outcomes])

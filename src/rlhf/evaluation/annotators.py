@@ -22,12 +22,12 @@ def annotator(name: str | None) -> ModuleType | None:
     return {"support": support}[name]
 
 
-def judged(samples: Sequence[Sample], name: str | None) -> list[Sample]:
+def with_gold(samples: Sequence[Sample], name: str | None) -> list[Sample]:
     """The samples with `gold` and `known` where they have facts and the dataset somebody who knows."""
-    judge = annotator(name)
-    if judge is None:
+    who = annotator(name)
+    if who is None:
         return list(samples)
     return [
-        s | {"gold": judge.score(s["facts"], s["reply"]), "known": judge.known(s["reply"])} if s.get("facts") else s
+        s | {"gold": who.score(facts, s["reply"]), "known": who.known(s["reply"])} if (facts := s.get("facts")) else s
         for s in samples
     ]

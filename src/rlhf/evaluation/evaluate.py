@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlhf.config import Stage
-from rlhf.evaluation.annotators import judged
+from rlhf.evaluation.annotators import with_gold
 from rlhf.evaluation.metrics import by_situation, summary
 from rlhf.evaluation.samples import TEST, Sample, last_step, write_samples
 from rlhf.files import read_lines
@@ -43,10 +43,8 @@ def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
         kls = reply_kl(stage, tokenizer, roles["policy"], roles["reference"], prompts, [s["ids"] for s in drawn])
         for sample, draw, kl in zip(samples, drawn, kls, strict=True):
             sample |= {"sampled_reply": draw["reply"], "kl": kl}
-    for sample, row in zip(samples, data.test, strict=True):
-        sample |= {"prompt": row["prompt"], "facts": json.loads(row["facts"]), "prompt_ids": row["input_ids"]}
-        sample |= {"messages": row["messages"], "reference": row["reference"]}
-    samples = judged(samples, stage.dataset.annotator)
+    samples = [sample | about(row) for sample, row in zip(samples, data.test, strict=True)]
+    samples = with_gold(samples, stage.dataset.annotator)
     write_samples(stage.path, last_step(stage.path), TEST, samples)
     return results | summary(samples) | {"gold_by_situation": by_situation(samples, "gold")}
 
@@ -71,7 +69,7 @@ def suspicious(stage: Stage, tokenizer: Any, data: Any, trainer: Any) -> list[Sa
     for sample, row, prompt, reward in zip(samples, rows, prompts, rewards, strict=True):
         sample |= {"prompt": row["prompt"] if "prompt" in row else tokenizer.decode(prompt, skip_special_tokens=True)}
         sample |= {"reward": reward, "facts": json.loads(row["facts"]) if "facts" in row else None}
-    return most_suspicious(judged(samples, stage.dataset.annotator))
+    return most_suspicious(with_gold(samples, stage.dataset.annotator))
 
 
 def _dpo_roles(trainer: Any) -> tuple[Role, Role]:
@@ -95,14 +93,25 @@ def evaluate_reward(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
     margins = chosen - rejected
     results["accuracy"] = float((margins > 0).float().mean())
     if "true_margin" in data.eval.column_names:
-        truth = torch.tensor(data.eval["true_margin"])
-        strict = truth != 0
+        gold = torch.tensor(data.eval["true_margin"])
+        strict = gold != 0
         results["accuracy_noisy"] = results["accuracy"]
-        results["accuracy_true"] = float((margins[strict].sign() == truth[strict].sign()).float().mean())
-        results["annotator_accuracy"] = float((truth[strict] > 0).float().mean())
+        results["accuracy_true"] = float((margins[strict].sign() == gold[strict].sign()).float().mean())
+        results["annotator_accuracy"] = float((gold[strict] > 0).float().mean())
     results["mean_margin"] = float(margins.mean())
     results["score_p99"] = float(torch.cat([chosen, rejected]).quantile(0.99))  # what the monitor calls saturated
     return results
+
+
+def about(row: dict[str, Any]) -> Sample:
+    """What a test prompt's row tells of any reply to it."""
+    return {
+        "prompt": row["prompt"],
+        "prompt_ids": row["input_ids"],
+        "messages": row["messages"],
+        "reference": row["reference"],
+        "facts": json.loads(row["facts"]),
+    }
 
 
 def answer(
@@ -157,8 +166,8 @@ def last_losses(path: Path) -> dict[str, float]:
 
 
 def most_suspicious(samples: Sequence[Sample], count: int = 10) -> list[Sample]:
-    """The replies with the highest reward and the lowest gold, both in standard deviations; by reward where nobody knows gold."""
-    rewards = _standardized([float(s.get("reward", s.get("score", 0.0))) for s in samples])
+    """The replies with the highest reward and the lowest gold, both in standard deviations; by reward if gold is unknown."""
+    rewards = _standardized([s["reward"] for s in samples])
     golds = _standardized([float(s.get("gold") or 0.0) for s in samples])
     return [samples[i] for i in np.argsort(golds - rewards, kind="stable")[:count]]
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.evaluation.samples import Sample
-from rlhf.evaluation.statistics import Judged, judged
+from rlhf.evaluation.statistics import Judgements, judgements
 
 PUBLIC = "https://api.openai.com/v1"
 TEMPLATE = """\
@@ -95,7 +95,7 @@ class EndpointJudge:
         """It can only compare."""
         return None
 
-    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:
         """Equal replies are ties, which nobody is asked about.
 
         Raises:
@@ -111,7 +111,7 @@ class EndpointJudge:
             letter = "C" if first == second else self._answers.get(self._hash((prompts[index], first, second)))
             return None if letter is None else PREFERENCE[letter]
 
-        found = judged(prefers, [a for _, a, _ in pairs], [b for _, _, b in pairs])
+        found = judgements(prefers, [a for _, a, _ in pairs], [b for _, _, b in pairs])
         if found.abstained > len(asked) / 2:
             if self._failed >= found.abstained:
                 raise self._out_of_reach()

@@ -17,7 +17,7 @@ from rlhf.errors import ConfigError, DataError, GuardStop, nearest
 from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.judge_endpoint import EndpointJudge
 from rlhf.evaluation.samples import Sample
-from rlhf.evaluation.statistics import Judged, judged
+from rlhf.evaluation.statistics import Judgements, judgements
 
 KINDS = {"annotator": "annotator", "reward": "reward:<folder or hub id>", "openai": "openai:<model>"}
 
@@ -29,7 +29,7 @@ class Judge(Protocol):
 
     def scores(self, replies: Sequence[Sample]) -> list[float] | None: ...
 
-    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged: ...
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements: ...
 
 
 @dataclass
@@ -42,9 +42,9 @@ class AnnotatorJudge:
     def scores(self, replies: Sequence[Sample]) -> list[float]:
         return finite(self.name, [self.annotator.score(_facts(r, i), r["reply"]) for i, r in enumerate(replies)])
 
-    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:
         facts = [_facts(reply, i) for i, reply in enumerate(ours)]
-        return judged(
+        return judgements(
             lambda i, a, b: float(self.annotator.prefer(facts[i], a, b)),
             [reply["reply"] for reply in ours],
             [reply["reply"] for reply in theirs],
@@ -52,12 +52,13 @@ class AnnotatorJudge:
 
 
 def _facts(reply: Sample, index: int) -> dict[str, str]:
-    if not reply.get("facts"):
+    facts = reply.get("facts")
+    if not facts:
         raise DataError(
             f"prompt {index} has no facts, which the annotator judges by: {reply['prompt'][:80]!r}\n"
             "  fix: rows with `facts`, or judge=reward:<folder or hub id>"
         )
-    return reply["facts"]
+    return facts
 
 
 @dataclass
@@ -88,19 +89,19 @@ class RewardJudge:
         ids = [reply["ids"] if "ids" in reply else self._ids(reply["reply"]) for reply in replies]
         return finite(self.name, self.scorer([reply["prompt_ids"] for reply in replies], ids, rows).tolist())
 
-    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judged:
+    def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:
         pairs = zip(ours, theirs, self.scores(ours), self.scores(theirs), strict=True)
         # the same reply in two batches can differ by rounding
-        found = [0.5 if a == b or _said(x) == _said(y) else float(a > b) for x, y, a, b in pairs]
-        return Judged([*found], [*found])  # it reads one reply at a time, so there is no order
+        outcomes: list[float | None] = [0.5 if a == b or _same(x, y) else float(a > b) for x, y, a, b in pairs]
+        return Judgements(outcomes, outcomes)  # it reads one reply at a time, so there is no order
 
     def _ids(self, text: str) -> list[int]:
         """Tokens of a reply that nobody sampled."""
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
 
-def _said(reply: Sample) -> Any:
-    return reply.get("ids", reply["reply"])
+def _same(a: Sample, b: Sample) -> bool:
+    return a.get("ids", a["reply"]) == b.get("ids", b["reply"])
 
 
 def load_judge(name: str, stage: Stage, tokenizer: Any, cache: Path) -> Judge:

@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
+
 from rlhf.evaluation.samples import Sample
 
 DEFINITIONS = {
@@ -43,17 +45,22 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+def correlation(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Pearson's, of two columns of the same samples; 0 where one of them does not vary."""
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+
+
 def summary(samples: Sequence[Sample]) -> dict[str, float]:
     """The metrics that one policy's samples give by themselves."""
-    found = {
+    metrics = {
         "length": mean([s["length"] for s in samples]),
         "eos_rate": mean([float(s["ended"]) for s in samples]),
         "distinct_2": distinct([words(s["reply"]) for s in samples]),
     }
     for key, name in (("gold", "gold_score"), ("known", "known_words"), ("kl", "kl"), ("reward", "reward_score")):
         if samples and all(s.get(key) is not None for s in samples):
-            found[name] = mean([float(s[key]) for s in samples])
-    return found
+            metrics[name] = mean([float(s[key]) for s in samples])
+    return metrics
 
 
 def by_situation(samples: Sequence[Sample], key: str) -> dict[str, float]:

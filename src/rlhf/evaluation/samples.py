@@ -1,18 +1,51 @@
 """The replies that a run writes down, and how they are read back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
+
+import numpy as np
 
 from rlhf.files import read_lines
 
-Sample = dict[str, Any]
 SAMPLES = "samples.jsonl"
 TEST = "test"  # the set of samples.jsonl that reports compare
+FORMER = {"score": "reward", "proxy": "reward"}  # what earlier runs and comparisons called it
 
 
-def write_samples(folder: Path, step: int, name: str, samples: Sequence[dict[str, Any]]) -> None:
+class Sample(TypedDict, total=False):
+    """A reply and what is known about it; only the first three keys are in every sample that a policy gave."""
+
+    reply: str  # its text
+    length: int  # its tokens, EOS included
+    ended: bool  # whether it ends in EOS within the limit
+    ids: list[int]  # its tokens, EOS included
+    prompt: str  # the text it answers, without special tokens
+    prompt_ids: list[int]  # that text's tokens
+    messages: str | None  # the turns before it as JSON, where the dataset has turns
+    reference: str | None  # the answer that the dataset has for the prompt
+    facts: dict[str, str] | None  # what the dataset's annotator judges by
+    sampled_reply: str  # where `reply` is greedy: another one, sampled at temperature 1
+    kl: float  # log pi(reply) - log ref(reply) in nats, of `sampled_reply` where there is one
+    gold: float  # its true preference
+    known: bool  # whether every word is a word of the dataset's language
+    reward: float  # the reward model's score
+    step: int  # the training step it was given at
+    set: str  # which evaluation asked: `test`, or a name of the trainer's
+
+
+def to_samples(entries: Iterable[dict[str, Any]]) -> list[Sample]:
+    """Samples as they were written, keys that have another name by now under that name."""
+    return [cast(Sample, {FORMER.get(key, key): value for key, value in entry.items()}) for entry in entries]
+
+
+def column(samples: Iterable[Sample], key: str) -> np.ndarray:
+    """`[samples]` of one number of each; raises KeyError where one has none."""
+    return np.array([float(sample[key]) for sample in samples])
+
+
+def write_samples(folder: Path, step: int, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
     path = folder / SAMPLES
     lines = path.read_text().splitlines() if path.is_file() else []
@@ -32,4 +65,4 @@ def last_step(path: Path) -> int:
 
 def final_samples(path: Path) -> list[Sample]:
     """The replies that a finished stage gave to the test prompts; none if it was asked none."""
-    return [row for row in read_lines(path / SAMPLES) if row["set"] == TEST]
+    return to_samples(row for row in read_lines(path / SAMPLES) if row["set"] == TEST)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 # How far `first` is preferred to `second` as the reply to a prompt (by its index), 0 to 1; None abstains.
-Judge = Callable[[int, str, str], float | None]
+Preference = Callable[[int, str, str], float | None]
 Outcomes = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
-POWER = 0.841621  # normal quantile of 80%: how surely the prompts that would settle it would settle it
-
-CALM = 0.85  # seeds that differ by less than this share of what their prompts explain count as alike; keeps coverage near 95%
+Z95 = 1.959964  # normal quantile of 97.5%: half the width of a 95% interval in standard errors
+POWER = 0.841621  # normal quantile of 80%: the probability with which `prompts_to_settle` prompts would settle it
+# seeds that differ by less than this share of what their prompts explain count as alike; keeps coverage near 95%
+CALM = 0.85
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class WinRate(Estimate):
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgements:
     """Per prompt the preference for `ours`, shown first and shown second; None where the judge abstained."""
 
     shown_first: list[float | None]
@@ -53,7 +54,7 @@ class Judged:
 
     @property
     def outcomes(self) -> list[float]:
-        """Mean of both orders; a prompt on which the judge abstained counts as a tie, so that silence favours nobody."""
+        """Mean of both orders; a prompt on which the judge abstained counts as a tie."""
         return [0.5 if a is None or b is None else (a + b) / 2 for a, b in self._pairs()]
 
     @property
@@ -62,31 +63,26 @@ class Judged:
 
     @property
     def flip_rate(self) -> float:
-        """Share of judged prompts whose winner changes with the order: 0 for a judge who reads, 1 for one who counts seats."""
-        judged = [(a - 0.5) * (b - 0.5) < 0 for a, b in self._pairs() if a is not None and b is not None]
-        return sum(judged) / len(judged) if judged else math.nan
+        """Share of the judged prompts whose winner changes with the order of the two replies."""
+        flips = [(a - 0.5) * (b - 0.5) < 0 for a, b in self._pairs() if a is not None and b is not None]
+        return sum(flips) / len(flips) if flips else math.nan
 
     def _pairs(self) -> list[tuple[float | None, float | None]]:
         return list(zip(self.shown_first, self.shown_second, strict=True))
 
 
-def judged(judge: Judge, ours: Sequence[str], theirs: Sequence[str]) -> Judged:
-    """Ask the judge about each prompt in both orders; raises ValueError where an answer is not in 0..1."""
+def judgements(prefers: Preference, ours: Sequence[str], theirs: Sequence[str]) -> Judgements:
+    """Ask about each prompt in both orders; raises ValueError where an answer is not in 0..1."""
     pairs = list(enumerate(zip(ours, theirs, strict=True)))
-    first = [_checked(i, judge(i, a, b)) for i, (a, b) in pairs]
-    second = [_checked(i, judge(i, b, a)) for i, (a, b) in pairs]
-    return Judged(first, [None if answer is None else 1.0 - answer for answer in second])
+    first = [_in_range(i, prefers(i, a, b)) for i, (a, b) in pairs]
+    second = [_in_range(i, prefers(i, b, a)) for i, (a, b) in pairs]
+    return Judgements(first, [None if answer is None else 1.0 - answer for answer in second])
 
 
-def _checked(index: int, answer: float | None) -> float | None:
+def _in_range(index: int, answer: float | None) -> float | None:
     if answer is not None and not 0.0 <= answer <= 1.0:
         raise ValueError(f"the judge answered {answer} on prompt {index}; allowed: 0 to 1, or None to abstain")
     return answer
-
-
-def both_orders(judge: Judge, ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
-    """Per prompt: the judge's preference for `ours` (1, 0.5 or 0), averaged over showing it first and second."""
-    return judged(judge, ours, theirs).outcomes
 
 
 def estimate(values: Outcomes, null: float = 0.0, seed: int = 0, resamples: int = 10_000) -> Estimate:
@@ -133,17 +129,17 @@ def win_rate(outcomes: Outcomes, seed: int = 0, resamples: int = 10_000) -> WinR
 
     Where all outcomes agree the bootstrap has no spread; Wilson's interval stands in (Wilson 1927).
     """
-    found = estimate(outcomes, 0.5, seed, resamples)
-    low, high = max(0.0, found.low), min(1.0, found.high)
-    if found.low == found.high:
-        low, high = wilson(found.mean, found.prompts)
+    raw = estimate(outcomes, 0.5, seed, resamples)
+    low, high = max(0.0, raw.low), min(1.0, raw.high)
+    if raw.low == raw.high:
+        low, high = wilson(raw.mean, raw.prompts)
     values = np.asarray(outcomes, dtype=float)
     wins, losses = int((values == 1.0).sum()), int((values == 0.0).sum())
-    inside = vars(replace(found, low=low, high=high))
+    inside = vars(replace(raw, low=low, high=high))
     return WinRate(**inside, wins=wins, ties=values.size - wins - losses, losses=losses)
 
 
-def wilson(rate: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(rate: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion."""
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
@@ -159,17 +155,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def prompts_to_settle(found: Estimate) -> int | None:
-    """Prompts at which a difference as large as the one seen would be found with 80% probability.
+def prompts_to_settle(difference: Estimate) -> int | None:
+    """Prompts at which a difference as large as the one seen would be established with 80% probability.
 
     None where no number would do: nothing was seen, or seeds differ so much that more of them are needed.
     """
-    error = math.sqrt(found.prompt_variance / found.prompts + found.seed_variance)
+    error = math.sqrt(difference.prompt_variance / difference.prompts + difference.seed_variance)
     if not error:
         return None
-    half_widths = (found.high - found.low) / 2 / error
-    spare = ((found.mean - found.null) / (half_widths + POWER)) ** 2 - found.seed_variance
-    return math.ceil(found.prompt_variance / spare) if spare > 1e-12 and found.prompt_variance else None
+    half_widths = (difference.high - difference.low) / 2 / error
+    spare = ((difference.mean - difference.null) / (half_widths + POWER)) ** 2 - difference.seed_variance
+    return math.ceil(difference.prompt_variance / spare) if spare > 1e-12 and difference.prompt_variance else None
 
 
 def told_apart(low: float, high: float, p: float, null: float = 0.5) -> bool:
@@ -177,17 +173,17 @@ def told_apart(low: float, high: float, p: float, null: float = 0.5) -> bool:
     return p < 0.05 and not low <= null <= high
 
 
-def verdict(found: Estimate, ours: str, theirs: str, p: float | None = None) -> str:
-    """Who is better in words, by `p` (corrected for the other comparisons; default: that of `found` alone)."""
-    p = found.p if p is None else p
-    numbers = f"{found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, p = {p:.3g}"
-    if told_apart(found.low, found.high, p, found.null):
-        better, worse = (ours, theirs) if found.mean > found.null else (theirs, ours)
+def verdict(difference: Estimate, ours: str, theirs: str, p: float | None = None) -> str:
+    """Who is better in words, by `p` (corrected for the other comparisons; default: that of `difference` alone)."""
+    p = difference.p if p is None else p
+    numbers = f"{difference.mean:.3f}, 95% interval {difference.low:.3f} to {difference.high:.3f}, p = {p:.3g}"
+    if told_apart(difference.low, difference.high, p, difference.null):
+        better, worse = (ours, theirs) if difference.mean > difference.null else (theirs, ours)
         return f"{better} is better than {worse} ({numbers})"
-    enough = prompts_to_settle(found)
+    enough = prompts_to_settle(difference)
     if enough is not None:
-        advice = f"about {max(enough, found.prompts + 1):,} prompts would settle a difference of this size"
-    elif found.seed_variance:
+        advice = f"about {max(enough, difference.prompts + 1):,} prompts would settle a difference of this size"
+    elif difference.seed_variance:
         advice = "no number of prompts would settle it, because the seeds differ: train more of them"
     else:
         advice = "no difference was seen that more prompts could settle"

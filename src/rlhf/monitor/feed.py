@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from rlhf.config import REPO, Stage, read_stage
 from rlhf.config import Monitor as Settings
-from rlhf.evaluation.annotators import judged
-from rlhf.evaluation.samples import SAMPLES, TEST, Sample
+from rlhf.evaluation.annotators import with_gold
+from rlhf.evaluation.samples import SAMPLES, TEST, Sample, to_samples
 from rlhf.files import read_lines
 from rlhf.monitor.rules import Alert, Monitor
 
@@ -49,4 +49,4 @@ def replies(folder: Path, annotator: str | None, first: float = 0, last: float =
     """
     rows = [row for row in read_lines(folder / SAMPLES, last) if row["step"] >= first and row["set"] != TEST]
     for step, group in groupby(rows, key=lambda row: row["step"]):
-        yield step, {}, judged(list(group), annotator)
+        yield step, {}, with_gold(to_samples(group), annotator)

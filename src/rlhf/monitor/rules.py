@@ -14,6 +14,7 @@ import numpy as np
 
 from rlhf.config import Monitor as Settings
 from rlhf.errors import ConfigError, nearest
+from rlhf.evaluation.metrics import correlation
 from rlhf.evaluation.samples import Sample
 from rlhf.monitor.signals import SIGNALS, logged_signals, reply_signals
 
@@ -146,7 +147,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     for values in (a, b):
         _, place, count = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(count) - (count - 1) / 2)[place])  # equal values share their mean rank
-    return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(rank) for rank in ranks) else 0.0
+    return correlation(*ranks)
 
 
 def parse(text: str) -> Condition:

@@ -5,13 +5,11 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from rlhf.evaluation.metrics import mean, ngrams, repeated, summary, words
-from rlhf.evaluation.samples import Sample
+from rlhf.evaluation.metrics import correlation, mean, ngrams, repeated, summary, words
+from rlhf.evaluation.samples import Sample, column
 
 SIGNALS = {
-    "reward_score": "mean score under the reward model in training (the proxy)",
+    "reward_score": "mean score under the reward model in training",
     "reward_std": "standard deviation of that score over replies",
     "gold_score": "mean true preference, or score of a reward model that nobody trains on",
     "gold_std": "standard deviation of that score over replies",
@@ -19,7 +17,7 @@ SIGNALS = {
     "kl_k1": "the same by PPO's k1, which is unbiased, so that it is below 0 only if sampling and training disagree",
     "entropy": "entropy of the next token in nats",
     "length": "tokens a reply",
-    "length_correlation": "correlation of score and length over replies",
+    "length_correlation": "correlation of reward and length over replies",
     "eos_rate": "share of replies that end by themselves",
     "distinct_2": "different pairs of neighbours over all pairs",
     "repeat_4": "share of 4-grams that repeat an earlier one of the same reply",
@@ -71,20 +69,19 @@ def logged_signals(metrics: Mapping[str, float], beta: float | None = None) -> d
     DPO logs the chosen log-probability over batches whose replies differ in length, so its fall is measured from the
     reference's on the same pairs: reward / beta nats of logps - reward / beta.
     """
-    found = {name: float(metrics[key]) for key, name in LOGGED.items() if key in metrics}
+    signals = {name: float(metrics[key]) for key, name in LOGGED.items() if key in metrics}
     if beta and {"rewards/chosen", "logps/chosen"} <= set(metrics):
         moved = float(metrics["rewards/chosen"]) / beta
         start = float(metrics["logps/chosen"]) - moved
         if start:
-            found["chosen_fall"] = moved / start
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            signals["chosen_fall"] = moved / start
+    return {name: value for name, value in signals.items() if math.isfinite(value)}
 
 
 def reply_signals(samples: Sequence[Sample], reward_top: float | None = None) -> dict[str, float]:
     """The signals in lines of samples.jsonl; `reward_top` is the 99th percentile of the reward model's held-out scores."""
-    samples = [s | {"reward": s["score"]} if "score" in s and "reward" not in s else s for s in samples]
     texts = [words(s["reply"]) for s in samples]
-    found = summary(samples) | {
+    signals = summary(samples) | {
         "repeat_4": repeated(texts, 4),
         "empty": mean([float(not text) for text in texts]),
         "duplicates": 1 - len({s["reply"] for s in samples}) / len(samples),
@@ -92,17 +89,16 @@ def reply_signals(samples: Sequence[Sample], reward_top: float | None = None) ->
         "refusals": mean([float(bool(REFUSAL.search(s["reply"]))) for s in samples]),
     }
     if all("prompt" in s for s in samples):
-        found["copied"] = mean([_copied(text, words(s["prompt"])) for text, s in zip(texts, samples, strict=True)])
-    for name in ("reward", "gold"):
-        if f"{name}_score" in found:
-            found[f"{name}_std"] = float(np.std([s[name] for s in samples]))
-    if "reward_score" in found:
-        rewards, lengths = (np.array([float(s[key]) for s in samples]) for key in ("reward", "length"))
-        varied = rewards.std() > 0 and lengths.std() > 0
-        found["length_correlation"] = float(np.corrcoef(rewards, lengths)[0, 1]) if varied else 0.0
+        signals["copied"] = mean([_copied(text, words(s["prompt"])) for text, s in zip(texts, samples, strict=True)])
+    if "gold_score" in signals:
+        signals["gold_std"] = float(column(samples, "gold").std())
+    if "reward_score" in signals:
+        rewards = column(samples, "reward")
+        signals["reward_std"] = float(rewards.std())
+        signals["length_correlation"] = correlation(rewards, column(samples, "length"))
         if reward_top is not None:
-            found["saturated"] = float((rewards > reward_top).mean())
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            signals["saturated"] = float((rewards > reward_top).mean())
+    return {name: value for name, value in signals.items() if math.isfinite(value)}
 
 
 def _copied(reply: Sequence[str], prompt: Sequence[str], n: int = 4) -> float:

@@ -58,7 +58,7 @@ def evaluate_policy(
         {
             "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
             "reply": tokenizer.decode(reply, skip_special_tokens=True),
-            "score": float(scores[i]),
+            "reward": float(scores[i]),
             "kl": float(k1[i]),
             "length": len(reply),
             "ended": replies.ended[i],

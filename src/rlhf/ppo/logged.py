@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf.evaluation.metrics import distinct, repeated
+from rlhf.evaluation.metrics import correlation, distinct, repeated
 from rlhf.generation.sampling import Replies
 from rlhf.ppo.objective import explained_variance, masked_mean
 from rlhf.ppo.update import Experience, UpdateStats
@@ -16,7 +16,6 @@ from rlhf.ppo.update import Experience, UpdateStats
 def reward_metrics(raw: Tensor, shaped: Tensor, replies: Replies) -> dict[str, float]:
     """`[B]` scores before and after shaping, and the texts they were given to."""
     lengths = torch.tensor([float(len(t)) for t in replies.tokens])
-    varied = len(raw) > 1 and float(raw.std()) > 0 and float(lengths.std()) > 0
     ended = sum(replies.ended)
     return {
         "objective/scores": float(shaped.mean()),
@@ -24,7 +23,7 @@ def reward_metrics(raw: Tensor, shaped: Tensor, replies: Replies) -> dict[str, f
         "reward/std": float(raw.std()) if len(raw) > 1 else 0.0,
         "reward/min": float(raw.min()),
         "reward/max": float(raw.max()),
-        "reward/length_correlation": float(torch.corrcoef(torch.stack([raw, lengths]))[0, 1]) if varied else 0.0,
+        "reward/length_correlation": correlation(raw.double().numpy(), lengths.numpy()),
         "length/mean": float(lengths.mean()),
         "length/p95": float(lengths.quantile(0.95)),
         "length/max": float(lengths.max()),

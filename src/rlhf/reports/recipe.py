@@ -7,9 +7,10 @@ from typing import Any
 from rlhf import files
 from rlhf.errors import ConfigError
 from rlhf.evaluation.annotators import annotator
+from rlhf.evaluation.judges import AnnotatorJudge
 from rlhf.evaluation.metrics import DEFINITIONS, by_situation, summary
 from rlhf.evaluation.samples import Sample, final_samples
-from rlhf.evaluation.statistics import both_orders, win_rate
+from rlhf.evaluation.statistics import win_rate
 from rlhf.models.shared import load_roles
 from rlhf.output.tables import between_markers, grid
 from rlhf.rewards.scorers import scorer
@@ -122,12 +123,7 @@ def _against_sft(samples: dict[str, list[Sample]], name: str, who: str | None) -
         return {}
     if name == "sft":
         return {"win_rate_vs_sft": 0.5, "win_rate_ci": [0.5, 0.5]}
-    facts = [s["facts"] for s in samples[name]]
-
-    def prefers(index: int, first: str, second: str) -> float:
-        return float(judge.prefer(facts[index], first, second))
-
-    outcomes = both_orders(prefers, [s["reply"] for s in samples[name]], [s["reply"] for s in samples["sft"]])
+    outcomes = AnnotatorJudge("annotator", judge).compare(samples[name], samples["sft"]).outcomes
     found = win_rate(outcomes)
     return {
         "win_rate_vs_sft": found.rate,
