@@ -1,6 +1,6 @@
 """Measure stock TRL's PPO against ours on the same random 4-bit model, on a GPU if there is one, else on the CPU.
 
-  python src/benchmark.py [parts=[fixed,natural,growth,sft]] [size=cpu] [repeats=3] [threads=2] [root=runs] [page=docs/benchmarks.md]
+  python src/benchmark.py [parts=[fixed,natural,growth,sft]] [size=cpu] [repeats=3] [threads=2] [run.root=runs] [page=docs/benchmarks.md]
 
 parts      fixed: time and memory of an update when every reply has the same length; natural: the same when replies end by
            themselves, at 40% of the limit in the mean; growth: peak memory when the rollout has four times the prompts; sft: our
@@ -15,18 +15,54 @@ repeats    measurements of each contender, in alternation, each in a process of 
 Prints the table and writes runs/benchmark/report.json (support.json, plan.json); with page= also between that file's markers.
 """
 
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Literal
+
 from rlhf import door
+from rlhf.benchmark.workload import SIZES, Size
 
 
-def main() -> None:
-    own, sizes = door.own_arguments(__doc__ or "", KEYS)
-    from rlhf.benchmark import run
+@dataclass
+class Measured:
+    parts: list[Literal["fixed", "natural", "growth", "sft", "support", "plan"]] = field(
+        default_factory=lambda: ["fixed", "natural", "growth", "sft"]
+    )
+    size: Literal["cpu", "8b", "tiny"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    rollout_base: Literal["dense", "quantized"] = "dense"
+    repeats: int = 3
+    threads: int | None = None
+    recipe: str = "support"
+    run_root: str = "runs"
+    page: str | None = None
 
-    parts = [part.strip() for part in own.pop("parts", "").strip("[]").split(",") if part.strip()]
-    run.benchmark(parts, own, dict(argument.split("=", 1) for argument in sizes))
+
+Arguments = make_dataclass("Arguments", [(one.name, int | None, None) for one in fields(Size)], bases=(Measured,))
 
 
-KEYS = ("parts", "size", "device", "rollout_base", "repeats", "threads", "recipe", "root", "page")
+def size_of(own: Measured) -> Size:
+    """The named size with the fields that were set."""
+    changes = {one.name: value for one in fields(Size) if (value := getattr(own, one.name)) is not None}
+    return replace(SIZES[own.size], **changes)
+
+
+def main(own: Measured) -> None:
+    from rlhf.benchmark.run import benchmark
+
+    benchmark(
+        own.parts,
+        own.size,
+        size_of(own),
+        device=own.device,
+        rollout_base=own.rollout_base,
+        repeats=own.repeats,
+        threads=own.threads,
+        recipe=own.recipe,
+        root=Path(own.run_root),
+        page=None if own.page is None else Path(own.page),
+    )
+
 
 if __name__ == "__main__":
-    door.enter(main)
+    door.enter(main, Arguments)

@@ -14,45 +14,42 @@ Exit code 0: all trials are in the report; 1: some failed (the report is of the 
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 from rlhf import door
-from rlhf.errors import ConfigError
-
-KEYS = ("recipe", "seeds", "beta", "kl_coef", "judge", "gold", "jobs", "name")
 
 
-def main() -> None:
-    own, overrides = door.own_arguments(__doc__ or "", KEYS)
-    if "recipe" not in own:
-        raise ConfigError("recipe is missing\n  python src/compare.py recipe=support")
+@dataclass
+class Arguments:
+    recipe: str
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    beta: list[float] | None = None
+    kl_coef: list[float] | None = None
+    judge: str | None = None
+    gold: str | None = None
+    jobs: int | None = None
+    name: str = "compare"
+    overrides: list[str] = field(default_factory=list)
+
+
+def main(own: Arguments) -> None:
     from rlhf.compare.run import run
 
     settings: dict[str, Sequence[float]] = {
-        arm: _numbers(own, key, float) for arm, key in (("dpo", "beta"), ("ppo", "kl_coef")) if key in own
+        arm: given for arm, given in (("dpo", own.beta), ("ppo", own.kl_coef)) if given is not None
     }
     failed = run(
-        own["recipe"],
-        overrides,
-        seeds=_numbers(own, "seeds", int) if "seeds" in own else (1, 2, 3),
+        own.recipe,
+        own.overrides,
+        seeds=own.seeds,
         settings=settings,
-        name=own.get("name", "compare"),
-        jobs=_numbers(own, "jobs", int)[0] if "jobs" in own else None,
-        judge=own.get("judge"),
-        gold=own.get("gold"),
+        name=own.name,
+        jobs=own.jobs,
+        judge=own.judge,
+        gold=own.gold,
     )
     sys.exit(1 if failed else 0)
 
 
-def _numbers(own: dict[str, str], key: str, kind: Any) -> list[Any]:
-    try:
-        found = [kind(text) for text in own[key].strip("[]").split(",")]
-    except ValueError as error:
-        raise ConfigError(f"{key}={own[key]} is not a list of numbers, e.g. {key}=[1,2,3]") from error
-    if not found or (kind is int and min(found) < 1):
-        raise ConfigError(f"{key}={own[key]}: whole numbers from 1")
-    return found
-
-
 if __name__ == "__main__":
-    door.enter(main)
+    door.enter(main, Arguments)

@@ -7,20 +7,23 @@ goes to each stage that knows it (`seed=2`), or to one stage (`dpo.method.args.b
 """
 
 import sys
+from dataclasses import dataclass, field
 
 from rlhf import door
-from rlhf.errors import ConfigError
 
 
-def main() -> None:
-    own, overrides = door.own_arguments(__doc__ or "", ("recipe", "stages"))
-    if "recipe" not in own:
-        raise ConfigError("recipe is missing\n  python src/pipeline.py recipe=support")
+@dataclass
+class Arguments:
+    recipe: str
+    stages: list[str] | None = None
+    overrides: list[str] = field(default_factory=list)
+
+
+def main(own: Arguments) -> None:
     from rlhf.runs.pipeline import Pipeline, run
 
-    only = [name.strip() for name in own["stages"].strip("[]").split(",") if name.strip()] if "stages" in own else None
-    sys.exit(run(Pipeline(own["recipe"], overrides, only)))
+    sys.exit(run(Pipeline(own.recipe, own.overrides, own.stages)))
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    door.enter(main, Arguments)

@@ -1,4 +1,4 @@
-"""Train one stage of a recipe.   python src/train.py recipes=support/dpo [group=option] [key=value]"""
+"""Train one stage of a recipe.   python src/train.py recipe=support/dpo [group=option] [key=value]"""
 
 import hydra
 from omegaconf import DictConfig

@@ -49,22 +49,23 @@ class Speaker:
                 feed = feed.new_tensor([[token]])
 
 
-def load(folder: Path) -> Speaker:
+def load(root: Path, name: str) -> Speaker:
     """The policy that a finished run left, on the base and in the quantization it was trained with."""
     from rlhf.models.shared import load_roles
     from rlhf.models.tokenizer import prompt_renderer, saved_tokenizer
     from rlhf.runs.record import finished_stage
 
-    stage = finished_stage(folder)
+    folder = root / name
+    stage = finished_stage(folder, root)
     tokenizer = saved_tokenizer(folder / "final")
     role = load_roles(stage, tokenizer, {"policy": folder / "final"})["policy"]
     return Speaker(f"{folder.parent.name}/{folder.name}", role, tokenizer, prompt_renderer(stage, tokenizer))
 
 
-def chat(folders: list[Path], temperature: float, limit: int) -> None:
+def chat(root: Path, runs: list[str], temperature: float, limit: int) -> None:
     """Read a line, answer it, until the input ends."""
     quiet()
-    speakers = [load(folder) for folder in folders]
+    speakers = [load(root, name) for name in runs]
     heard: list[Messages] = [[] for _ in speakers]
     print("  ".join(speaker.name for speaker in speakers) + "   (/new forgets, /quit leaves)", flush=True)
     while True:

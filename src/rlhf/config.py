@@ -7,7 +7,7 @@ typo or a wrong type is refused while the config is composed. `method.args`, `ad
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -234,7 +234,12 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The composed, unresolved config that `python src/train.py <overrides>` would run."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(REPO / "conf")):
-        return compose("train", overrides=list(overrides))
+        return compose("train", overrides=grouped(overrides))
+
+
+def grouped(overrides: Iterable[str]) -> list[str]:
+    """`recipe=support/dpo`, as every door calls it, by the name of Hydra's group, `recipes`."""
+    return [re.sub(r"^(\+*)recipe=", r"\1recipes=", override) for override in overrides]
 
 
 def to_stage(cfg: DictConfig) -> Stage:

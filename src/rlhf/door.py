@@ -1,78 +1,150 @@
-"""Between the terminal and the package: exit codes, messages of at most six lines, and Hydra's errors in our words."""
+"""Between the terminal and the package: typed arguments, exit codes, messages of at most six lines, Hydra's errors in our words.
 
+The arguments of a door are a dataclass in its file. One name means one thing at every door: `recipe`, `run.root`, `page`.
+"""
+
+import dataclasses
 import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, options
-from rlhf.errors import ConfigError, ResourceError, StageError, nearest
+from rlhf.config import GROUPS, Stage, grouped, options, to_stage
+from rlhf.errors import ConfigError, Refusal, ResourceError, StageError, nearest
+from rlhf.fields import typed
 
 LINES = 6
+RENAMED = {"recipes": "recipe", "root": "run.root", "readme": "page", "index": "page"}
+CONFIG = {*GROUPS, *(field.name for field in dataclasses.fields(Stage)), "recipe"}
+T = TypeVar("T")
 
 
-def enter(main: Callable[[], Any]) -> None:
+def enter(main: Callable[..., Any], schema: type | None = None) -> None:
     """Run a door and leave with the exit code of the design: 0 done, 1 a bug, 2 configuration, 3 data, 4 a guard, 5 resources,
-    75 preempted and resumable, 130 interrupted."""
+    75 preempted and resumable, 130 interrupted.
+
+    `main` gets the command line as the dataclass `schema`; without one it is Hydra's (train.py).
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
-    if any(argument.startswith("--experimental-rerun") for argument in sys.argv):
-        _leave(
-            ConfigError(
-                "--experimental-rerun loads a pickle, which could run anything; use the overrides of .hydra/overrides.yaml"
-            )
-        )
-    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun", "-r", "--run")]
-    sys.argv[1:] = [
-        *flags,
-        *(argument for argument in sys.argv[1:] if argument not in flags),
-    ]  # argparse wants them first
+    usage = sys.modules[main.__module__].__doc__ or ""
     try:
-        main()
+        if schema is None:
+            sys.argv[1:] = hydra_arguments(sys.argv[1:], usage)
+            main()
+        else:
+            main(arguments(schema, sys.argv[1:], usage))
     except BaseException as error:
         _leave(error)
 
 
-_own_keys: set[str] = set()  # of the door that was entered, for the nearest key to a mistyped one
+def arguments(schema: type[T], given: Sequence[str], usage: str) -> T:
+    """`key=value` arguments as the dataclass `schema`; `--help` prints `usage`, a door's docstring.
 
+    A field without a default is required, a field `overrides` takes the settings of a stage, `run_root` is `run.root`.
 
-def own_arguments(usage: str, keys: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """A plain door's `key=value` arguments, and the rest; `--help` prints the door's docstring."""
-    if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
+    Raises:
+        ConfigError: a key that nobody knows (with the nearest that somebody does), a value of another type, a missing key.
+    """
+    if {"-h", "--help"} & set(given):
         print(usage.strip())
         sys.exit(0)
-    _own_keys.update(keys)
+    fields = {field.name.replace("run_root", "run.root"): field for field in dataclasses.fields(schema)}  # type: ignore
+    overrides = fields.pop("overrides", None)
     own, rest = {}, []
-    for argument in sys.argv[1:]:
+    for argument in given:
         key, equals, value = argument.partition("=")
+        meant = RENAMED.get(key, "")
         if not equals:
-            raise ConfigError(f"{argument!r} is not key=value\n  {usage.strip().splitlines()[2].strip()}")
-        if key in keys:
+            raise ConfigError(f"{argument!r} is not key=value\n  {example(usage)}")
+        if key in fields:
             own[key] = value
-        else:
+        elif meant in fields or (meant == "run.root" and overrides):
+            raise Refusal(key, value, f"{key}= is now {meant}=", fix=f"{meant}={value}")
+        elif overrides and (key in CONFIG or key == "recipes" or not key.isidentifier()):
             rest.append(argument)
-    return own, rest
+        else:
+            known = {*fields, *(CONFIG if overrides else ())}
+            raise ConfigError(f"{key} is not a key{nearest(key, known)}\n  {example(usage)}")
+    hints, values = typing.get_type_hints(schema), {"overrides": rest} if rest else {}
+    for key, text in own.items():
+        try:
+            values[fields[key].name] = value_of(text, hints[fields[key].name])
+        except ConfigError as error:
+            raise Refusal(key, text, str(error)) from error
+    for field in dataclasses.fields(schema):  # type: ignore
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise missing(field.name, usage)
+    return schema(**values)
+
+
+def value_of(text: str, hint: Any) -> Any:
+    """A text of the command line as the type `hint`: a scalar, choices, a list `[a,b]` or `a,b`, or one of these or None.
+
+    Raises ConfigError. Whole numbers are counts and start at 1.
+    """
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(member for member in members if member is not type(None))
+    if typing.get_origin(kind) is list:
+        return [value_of(item.strip(), *typing.get_args(kind)) for item in text.strip("[]").split(",")]
+    try:
+        value = typed(kind, text)
+    except ConfigError as error:
+        raise ConfigError(f"{text!r} {error}") from error
+    if text == "":
+        raise ConfigError("a value is empty")
+    if kind is int and value < 1:
+        raise ConfigError(f"{text!r} is not a whole number from 1")
+    if kind is bool and text not in ("true", "false"):
+        raise ConfigError(f"{text!r} is not true or false")
+    return value
+
+
+def missing(key: str, usage: str) -> ConfigError:
+    """For a required argument that is not there; where all are settings of a stage, a recipe is the first of them."""
+    return ConfigError(f"{'recipe' if key == 'overrides' else key} is missing\n  {example(usage)}")
+
+
+def example(usage: str) -> str:
+    """The first command in a door's docstring."""
+    found = re.search(r"python src/.+", usage)
+    return found[0] if found else ""
+
+
+def hydra_arguments(given: Sequence[str], usage: str) -> list[str]:
+    """A command line as Hydra's parser wants it: flags first, recipes by the name of their group."""
+    if not given:
+        raise missing("recipe", usage)
+    for argument, after in zip(given, [*given[1:], ""], strict=True):
+        key, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--experimental-rerun"):
+            raise ConfigError(
+                "--experimental-rerun loads a pickle, which could run anything; use the overrides of .hydra/overrides.yaml"
+            )
+        if argument.startswith("--") and key.partition(".")[0] in CONFIG:
+            raise ConfigError(f"{argument}: settings have no dashes\n  fix: {key}={value or after}\n  {example(usage)}")
+    flags = [argument for argument in given if argument in ("-m", "--multirun", "-r", "--run")]
+    return [*flags, *grouped(argument for argument in given if argument not in flags)]
 
 
 def run_job(cfg: DictConfig) -> None:
     """One job of train.py. In a sweep errors go up to Hydra, which runs the other jobs first."""
-    from rlhf.config import to_stage
-    from rlhf.runs import record
+    from rlhf.runs import record  # not for --help
     from rlhf.runs.stage import run_stage
 
     hydra_cfg = HydraConfig.get()
     overrides = list(hydra_cfg.overrides.task)
     if hydra_cfg.mode == RunMode.MULTIRUN:
-        from omegaconf import open_dict
-
         with open_dict(cfg):  # each job of a sweep is a run of its own
             cfg.run.stage = os.path.relpath(hydra_cfg.runtime.output_dir, os.path.join(cfg.run.root, cfg.run.recipe))
         stage = to_stage(cfg)
@@ -111,7 +183,8 @@ def translate(error: BaseException) -> BaseException:
         return error
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _config_error(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    torch: Any = sys.modules.get("torch")  # whoever raised its error has imported it
+    if isinstance(error, (MemoryError, *([torch.OutOfMemoryError] if torch else []))):
         return ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}\n"
             "  fix: a smaller hardware.micro_batch_size or dataset.max_length, hardware.gradient_checkpointing=true, or quantization=nf4"
@@ -126,14 +199,11 @@ def translate(error: BaseException) -> BaseException:
 def _config_error(error: BaseException) -> ConfigError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
-        missing = str(error.missing_cfg_file or "")
-        group, _, option = missing.partition("/")
-        known = options(group) if group in (*GROUPS, "recipes") else [*GROUPS, "recipes"]
-        shown = f"\n  allowed: {', '.join(known)}" if len(", ".join(known)) < 300 else ""
-        return ConfigError(f"{group}={option} is not an option{nearest(option or group, known)}{shown}")
+        return _no_option(*str(error.missing_cfg_file or "").partition("/")[::2])
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{error.override!r} can't be read: {str(error).splitlines()[-1]}\n  write key=value or group=option; quote what has spaces or brackets"
+            f"{error.override!r} can't be read: {str(error).splitlines()[1]}\n"
+            "  write key=value or group=option; quote what has spaces or brackets"
         )
     if isinstance(cause, MissingMandatoryValue):
         return ConfigError(
@@ -152,13 +222,25 @@ def _config_error(error: BaseException) -> ConfigError:
         known = _siblings(getattr(cause, "parent_node", None))
         name = key.rpartition(".")[2] or (override[1] if override else "")
         if "." not in key:
-            known = [*known, *_own_keys]
+            known = [*known, *CONFIG, "run.root"]
         return ConfigError(f"{override[1] if override else key} is not a key{place}{nearest(name, known)}")
     if override:
         return ConfigError(
-            f"{override[1]} is not a group{nearest(override[1], GROUPS)}\n  groups: {', '.join(GROUPS)}, recipes"
+            f"{override[1]} is not a group{nearest(override[1], [*GROUPS, 'recipe'])}\n  groups: {', '.join(GROUPS)}, recipe"
         )
     return ConfigError(f"{key or 'configuration'}: {message}{place}")
+
+
+def _no_option(group: str, option: str) -> ConfigError:
+    """For a file that a group does not have, or a group that is none."""
+    if group == "recipes":
+        stages = [name for name in options(group) if name.startswith(f"{option}/")]
+        if stages:
+            fix = f"recipe={stages[0]}, or all stages: python src/pipeline.py recipe={option}"
+            return Refusal("recipe", option, "a stage is missing", allowed=stages, fix=fix)
+        return Refusal("recipe", option, f"no such stage of a recipe{nearest(option, options(group))}")
+    known = options(group) if group in GROUPS else [*GROUPS, "recipe"]
+    return Refusal(group, option, f"no such option{nearest(option or group, known)}", allowed=known)
 
 
 def _siblings(node: Any) -> Iterable[str]:

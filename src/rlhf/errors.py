@@ -66,9 +66,11 @@ class Preempted(StageError):
 
 
 def nearest(word: object, known: Iterable[str], count: int = 3) -> str:
-    """`; did you mean a, b?` for the closest known words, or the empty string."""
-    near = difflib.get_close_matches(str(word), sorted(known), n=count, cutoff=0.5)
-    return f"; did you mean {', '.join(near)}?" if near else ""
+    """`; did you mean a, b?` for the known words that contain this one or are close to it, or the empty string."""
+    text, names = str(word), sorted(set(known), key=lambda name: (len(name), name))
+    inside = [name for name in names if len(text) > 2 and text in name]
+    near = [*inside, *difflib.get_close_matches(text, sorted(names), n=count, cutoff=0.5)]
+    return f"; did you mean {', '.join(list(dict.fromkeys(near))[:count])}?" if near else ""
 
 
 class NonFinite(GuardStop, FloatingPointError):

@@ -28,22 +28,31 @@ def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in known:
             continue
-        allowed = typing.get_args(hints[key]) if typing.get_origin(hints[key]) is typing.Literal else (value,)
-        if value not in allowed:
-            choices = ", ".join(map(str, allowed))
-            problems.append(f"{where}.{key}={value!r} is not one of {choices}{nearest(value, map(str, allowed))}")
-        kind = _scalar(hints[key])
-        if kind is None or value is None:
-            values[key] = value
-            continue
-        schema = dataclasses.make_dataclass(cls.__name__, [("value", kind, dataclasses.field(default=MISSING))])
         try:
-            values[key] = OmegaConf.merge(OmegaConf.structured(schema), {"value": value}).value
-        except OmegaConfBaseException:
-            problems.append(f"{where}.{key}={value!r} is not {_article(kind)}")
+            values[key] = typed(hints[key], value)
+        except ConfigError as error:
+            problems.append(f"{where}.{key}={value!r} {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     return values
+
+
+def typed(hint: Any, value: Any) -> Any:
+    """`value` as the scalar of a hint such as `float | None`; for other hints as it is.
+
+    Raises ConfigError that says what it is not: of that type, or one of the choices of a Literal.
+    """
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        choices = [str(choice) for choice in typing.get_args(hint)]
+        raise ConfigError(f"is not one of {', '.join(choices)}{nearest(value, choices)}")
+    kind = _scalar(hint)
+    if kind is None or value is None:
+        return value
+    schema = dataclasses.make_dataclass("Typed", [("value", kind, dataclasses.field(default=MISSING))])
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), {"value": value}).value
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"is not {_article(kind)}") from error
 
 
 def _scalar(hint: Any) -> type | None:

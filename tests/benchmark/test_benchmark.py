@@ -3,13 +3,17 @@
 import json
 import math
 import re
+from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 
 from rlhf.benchmark.ratios import ratios, tasks
 from rlhf.benchmark.tables import BARS, table
-from rlhf.benchmark.workload import NATURAL, SIZES, stopping_chance
+from rlhf.benchmark.workload import NATURAL, SIZES, Size, stopping_chance
+from rlhf.door import arguments
 from rlhf.errors import ConfigError
+from tests.helpers import door_module
 
 TINY = SIZES["tiny"]
 PARTS = ("fixed", "natural", "growth", "sft")
@@ -17,7 +21,7 @@ PARTS = ("fixed", "natural", "growth", "sft")
 
 @pytest.mark.slow
 def test_the_tiny_size_measures_every_part(door, tmp_path):
-    done = door("benchmark.py", "size=tiny", "repeats=1", "threads=1", f"root={tmp_path}")
+    done = door("benchmark.py", "size=tiny", "repeats=1", "threads=1", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "benchmark" / "report.json").read_text())
     for part, key in BARS:
@@ -95,23 +99,26 @@ def test_a_measurement_that_two_parts_need_is_made_once():
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("argument", "message"),
     [
-        ("parts=[fixd]", "fixed"),
-        ("size=tinny", "tiny"),
-        ("repeats=none", "repeats=none"),
-        ("promts=8", "prompts"),
+        ("parts=[fixed,fixd]", "did you mean fixed"),
+        ("size=tinny", "'tinny' is not one of cpu, 8b, tiny"),
+        ("repeats=none", "repeats=none: 'none' is not a whole number"),
+        ("threads=0", "threads=0: '0' is not a whole number from 1"),
+        ("promts=8", "promts is not a key; did you mean prompts"),
         ("prompts=7", "micro_batch=4"),
-        ("page=nowhere.md", "nowhere.md"),
-        ("device=tpu", "cuda"),
+        ("page=nowhere.md", "fix: page=docs/benchmarks.md"),
+        ("device=tpu", "auto, cpu, cuda"),
+        ("root=x", "fix: run.root=x"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_runs(argument, words):
-    from rlhf.benchmark.run import benchmark
+def test_bad_arguments_are_refused_before_anything_runs(argument, message):
+    script = door_module("benchmark")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        script.main(arguments(script.Arguments, [argument], script.__doc__))
 
-    key, value = argument.split("=")
-    own = {key: value} if key in ("size", "repeats", "page", "device") else {}
-    changes = {key: value} if key in ("promts", "prompts") else {}
-    parts = [value.strip("[]")] if key == "parts" else []
-    with pytest.raises(ConfigError, match=words):
-        benchmark(parts, own, changes)
+
+def test_the_door_offers_every_size_part_and_field():
+    own = get_type_hints(door_module("benchmark").Arguments)
+    assert get_args(own["size"]) == tuple(SIZES) and get_args(*get_args(own["parts"])) == (*PARTS, "support", "plan")
+    assert {field.name for field in fields(Size)} < set(own)

@@ -93,7 +93,7 @@ def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
     for arguments, message in (
         (["recipe=suport"], "did you mean support"),
         (["check=true"], "recipe is missing"),
-        (["recipe=support", "check=yes"], "check=yes is not true or false"),
+        (["recipe=support", "check=yes"], "check=yes: 'yes' is not true or false"),
         (["recipe=imdb-gpt2-large"], "nothing to reproduce"),
     ):
         refused = door("reproduce.py", *arguments)
@@ -103,7 +103,7 @@ def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
 def test_the_index_is_up_to_date_and_says_what_was_not_run(tmp_path):
     copy = tmp_path / "README.md"
     shutil.copy(REPO / "recipes/README.md", copy)
-    assert not into(copy), "python src/reproduce.py index=recipes/README.md"
+    assert not into(copy), "python src/reproduce.py page=recipes/README.md"
     lines = copy.read_text().partition(START)[2].partition(END)[0].strip().splitlines()[2:]
     recipes = {path.parent.name for path in REPO.glob("recipes/*/*.yaml")}
     assert {line.split("]")[0].lstrip("| [") for line in lines} == recipes and len(recipes) == 13

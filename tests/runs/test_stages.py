@@ -263,9 +263,11 @@ def test_full_fine_tuning_goes_through_all_stages(door, tmp_path):
 
 
 def test_chat_answers_alone_and_side_by_side(chain, door):
-    alone = door("chat.py", "run=support/sft", f"root={chain}", "max_new_tokens=8", stdin="hello\n/new\nhello\n/quit\n")
+    alone = door(
+        "chat.py", "run=support/sft", f"run.root={chain}", "max_new_tokens=8", stdin="hello\n/new\nhello\n/quit\n"
+    )
     assert alone.returncode == 0 and alone.stdout.count("you> ") == 4, alone.stderr
-    both = door("chat.py", "run=support/sft,support/dpo", f"root={chain}", "max_new_tokens=8", stdin="hello\n")
+    both = door("chat.py", "run=support/sft,support/dpo", f"run.root={chain}", "max_new_tokens=8", stdin="hello\n")
     assert both.returncode == 0 and "support/sft" in both.stdout and " │ " in both.stdout, both.stderr
 
 
@@ -289,7 +291,9 @@ def test_chat_answers_alone_and_side_by_side(chain, door):
     ],
 )
 def test_doors_refuse_bad_input(chain, door, arguments, code, message):
-    root = {"pipeline.py": [], "train.py": [f"run.root={chain}", "debug=smoke"]}.get(arguments[0], [f"root={chain}"])
+    root = {"pipeline.py": [], "train.py": [f"run.root={chain}", "debug=smoke"]}.get(
+        arguments[0], [f"run.root={chain}"]
+    )
     done = door(*arguments, *root)
     assert done.returncode == code and message in done.stderr and len(done.stderr.splitlines()) <= 6, done.stderr
     assert not (chain / "support/x").exists(), "a refused run leaves nothing behind"

@@ -213,7 +213,7 @@ class Comparison:
     def _start(self, trial: Trial, jobs: int, waits: "Future[int] | None") -> int:
         if waits is not None and waits.result():
             return 1  # its reward model failed
-        command = ["src/train.py", f"recipes={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
+        command = ["src/train.py", f"recipe={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
         if record.state(trial.stage) == "stale":
             command.append("run.overwrite=true")
         with self._log(trial).open("a") as log:

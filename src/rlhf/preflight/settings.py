@@ -165,7 +165,7 @@ def _weights(stage: Stage, key: str, value: str, planned: Sequence[str]) -> list
         if path.is_dir() or name in planned:
             return []
         known = (
-            f"recipes={stage.run.recipe}/{name}"
+            f"recipe={stage.run.recipe}/{name}"
             if f"{stage.run.recipe}/{name}" in options("recipes")
             else f"run.stage={name}"
         )

@@ -170,7 +170,7 @@ def into(readme: Path) -> bool:
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ConfigError(f"index={readme} lacks the markers {START} and {END}")
+        raise ConfigError(f"page={readme} lacks the markers {START} and {END}")
     new = f"{before}{START}\n{index()}\n{END}{after}"
     if new != text:
         readme.write_text(new)

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
-from rlhf.errors import ConfigError, nearest
+from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.preflight.hub import check_repositories
 from rlhf.preflight.settings import check
 from rlhf.runs import record
@@ -58,12 +58,15 @@ class Pipeline:
 
     def command(self, name: str, *more: str) -> list[str]:
         """What a user would type for this stage."""
-        return ["python", "src/train.py", f"recipes={self.recipe}/{name}", *self.overrides[name], *more]
+        return ["python", "src/train.py", f"recipe={self.recipe}/{name}", *self.overrides[name], *more]
 
 
 def stages_of(recipe: str) -> list[str]:
     """The stages of a recipe: the files in its folder."""
     known = sorted({option.rpartition("/")[0] for option in options("recipes")})
+    if recipe in options("recipes"):
+        name, _, stage = recipe.partition("/")
+        raise Refusal("recipe", recipe, "one stage of a recipe", fix=f"recipe={name} stages=[{stage}]")
     if recipe not in known:
         raise ConfigError(f"recipe={recipe} is not a recipe{nearest(recipe, known)}\n  recipes: {', '.join(known)}")
     return [option.rpartition("/")[2] for option in options("recipes") if option.rpartition("/")[0] == recipe]
@@ -114,7 +117,7 @@ def run(plan: Pipeline) -> int:
     stages = [plan.stage(name) for name in plan.order]
     if not code and any((stage.path / "samples.jsonl").exists() for stage in stages):
         run = stages[0].run
-        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"root={run.root}"])
+        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"run.root={run.root}"])
     return code
 
 

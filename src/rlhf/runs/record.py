@@ -175,20 +175,18 @@ def lineage(stage: Stage) -> list[dict[str, str]]:
     return list(chain.values())
 
 
-def finished_stage(folder: Path) -> Stage:
-    """The configuration of a run that left weights.
+def finished_stage(folder: Path, root: Path | None = None) -> Stage:
+    """The configuration of a run that left weights; `root` holds all runs, by default the folder of the run's recipe's.
 
     Raises:
         ConfigError: there is no such run, it has not finished, or it trained a reward model, which does not talk.
     """
     run = read_run(folder)
     if not run:
-        runs = sorted(
-            path.parent.relative_to(folder.parent.parent).as_posix()
-            for path in folder.parent.parent.glob("*/*/run.json")
-        )
+        root = root or folder.parent.parent
+        runs = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/*/run.json"))
         raise ConfigError(
-            f"{folder} is not a run{nearest(f'{folder.parent.name}/{folder.name}', runs)}\n"
+            f"{folder} is not a run{nearest(str(folder).removeprefix(f'{root}/'), runs)}\n"
             f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
         )
     if run.get("status") != "finished":
