@@ -5,7 +5,6 @@ import pytest
 from rlhf.data import contract
 from rlhf.data.contract import BadRow
 from rlhf.data.sources import Row
-from rlhf.errors import DataError
 
 U, A = "user", "assistant"
 
@@ -51,7 +50,6 @@ REAL = {
 @pytest.mark.parametrize("name", sorted(REAL))
 def test_real_schemas(compose_stage, name):
     dataset, row = _dataset(compose_stage, name), Row("here:1", REAL[name])
-    contract.check_columns(dataset, row)
     if "chosen" in dataset.columns:
         (pair,) = contract.pairs(dataset, row)
         assert [m[0]["content"].strip() for m in (pair.chosen, pair.rejected)] == ["good", "bad"]
@@ -124,12 +122,6 @@ def test_a_row_that_breaks_the_contract_is_refused_by_reason(compose_stage, name
         else:
             contract.dialogue(dataset, Row("here:1", values))
     assert caught.value.reason == reason
-
-
-def test_columns_are_named_with_the_nearest(compose_stage):
-    dataset = compose_stage("dataset.columns.completion=complection").dataset
-    with pytest.raises(DataError, match="did you mean completion"):
-        contract.check_columns(dataset, Row("file.jsonl:1", {"prompt": "p", "completion": "c"}))
 
 
 def test_a_system_message_is_inserted_where_there_is_none(compose_stage):

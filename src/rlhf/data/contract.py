@@ -2,22 +2,32 @@
 
 Roles a dataset may map: `messages`; `prompt`, `completion`; `prompt`, `chosen`, `rejected` (the prompt may be implied by two whole
 dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties); `text`; and beside a prompt
-`context`, a passage that is put after it unless it is empty.
+`context`, a passage that is put after it unless it is empty; beside a ranking `truth`, the annotator's true scores of its replies.
 """
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from rlhf.config import Dataset
+from rlhf.data import sources
 from rlhf.data.sources import Row
 from rlhf.errors import DataError, nearest
 
 Messages = list[dict[str, str]]
-ROLES = ("messages", "prompt", "context", "completion", "chosen", "rejected", "ranking", "ranks", "truth", "text")
+TURNS = ("messages", "prompt", "context", "completion", "chosen", "rejected", "ranking", "ranks", "truth")
+ROLES = {"chat": TURNS, "transcript": TURNS, "plain": (*TURNS, "text"), "tree": ("prompt", "ranking", "ranks")}
+
+# what each kind of row is read from: the first form whose roles are all mapped, and beside it what else is mapped
+FORMS = {
+    "demonstrations": (("text",), ("messages",), ("prompt", "completion")),
+    "pairs": (("prompt", "ranking"), ("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "prompts": (("prompt",), ("messages",), ("chosen", "rejected")),
+}
+BESIDE = {"prompt": ("context",), "ranking": ("ranks", "truth")}
 
 
 class BadRow(Exception):
@@ -42,46 +52,81 @@ class Pair:
     k: int = 2
 
 
-def check_columns(dataset: Dataset, row: Row) -> None:
-    """Every mapped column must be in the first row; says what was expected and what was found."""
+def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = None) -> tuple[Row | None, Iterator[Row]]:
+    """The first row of a split, None if it is empty, and all its rows, of which the first has every column that is read.
+
+    Raises:
+        DataError: no split, a role or a column that is not there, or none of the forms of `kind` is mapped.
+    """
+    if split is None:
+        raise DataError("dataset.splits.train=null: there is nothing to train on\n  fix: dataset.splits.train=train")
+    known = ROLES[dataset.format]
     for role, column in dataset.columns.items():
-        if role not in ROLES:
+        if role not in known:
             raise DataError(
-                f"dataset.columns.{role} is not a role{nearest(role, ROLES)}\n  allowed: {', '.join(ROLES)}"
+                f"dataset.columns.{role}={column}: not a role of dataset.format={dataset.format}{nearest(role, known)}\n"
+                f"  allowed: {', '.join(known)}"
+                + ("\n  fix: dataset.format=plain, for text without turns" if role == "text" else "")
             )
-        if column not in row.values:
+    roles = _form(dataset, kind)
+    roles += tuple(more for role in roles for more in BESIDE.get(role, ()) if more in dataset.columns)
+    rows = sources.read(dataset, split, limit)
+    first = next(rows, None)
+    if first is None:
+        return None, rows
+    _check_columns(dataset, roles, [first])
+    return first, chain([first], rows)
+
+
+def check_mapped(dataset: Dataset, rows: Sequence[Row]) -> None:
+    """Every mapped column must be in one of `rows`, the first of each split, also where this stage does not read it."""
+    if rows:
+        _check_columns(dataset, tuple(dataset.columns), rows)
+
+
+def _check_columns(dataset: Dataset, roles: Sequence[str], rows: Sequence[Row]) -> None:
+    there = list(dict.fromkeys(str(name) for row in rows for name in row.values))
+    for role in roles:
+        column = dataset.columns[role]
+        if column not in there:
             raise DataError(
-                f"dataset.columns.{role}={column} is not a column of {row.where.rpartition(':')[0]}"
-                f"{nearest(column, row.values)}\n  it has: {', '.join(map(str, row.values))}"
+                f"dataset.columns.{role}={column}: not a column of {rows[0].where.rpartition(':')[0]}{nearest(column, there)}\n"
+                f"  allowed: {', '.join(there)}"
             )
+
+
+def _form(dataset: Dataset, kind: str) -> tuple[str, ...]:
+    for form in FORMS[kind]:
+        if set(form) <= set(dataset.columns):
+            return form
+    needed = ", or ".join(" and ".join(form) for form in FORMS[kind])
+    raise DataError(f"dataset.columns={dict(dataset.columns)}: gives no {kind}\n  allowed: {needed}")
+
+
+def _cell(row: Row, column: str) -> Any:
+    if column not in row.values:
+        raise BadRow("no such column", f"{column} is not there, only {', '.join(map(str, row.values)) or 'nothing'}")
+    return row.values[column]
 
 
 def dialogue(dataset: Dataset, row: Row) -> Messages:
     """A whole demonstration, ending in an assistant turn (for sft)."""
-    columns = dataset.columns
-    if "text" in columns:
-        return [{"role": "assistant", "content": _text(row.values[columns["text"]], columns["text"])}]
-    if "messages" in columns:
-        messages = _messages(dataset, row.values[columns["messages"]], columns["messages"])
-    elif {"prompt", "completion"} <= set(columns):
-        messages = _asked(dataset, row, columns["prompt"]) + _reply(
-            dataset, row.values[columns["completion"]], columns["completion"]
-        )
+    columns, form = dataset.columns, _form(dataset, "demonstrations")
+    if "text" in form:
+        return [{"role": "assistant", "content": _text(_cell(row, columns["text"]), columns["text"])}]
+    if "messages" in form:
+        messages = _messages(dataset, _cell(row, columns["messages"]), columns["messages"])
     else:
-        raise DataError(_lacks(dataset, "sft", "messages, or prompt and completion, or text"))
+        messages = _asked(dataset, row) + _reply(_cell(row, columns["completion"]), columns["completion"])
     return _checked(dataset, messages, last="assistant")
 
 
 def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
     """The strict preferences in a row: one, or for a ranking up to K(K-1)/2; ties give none (for reward and dpo)."""
     columns = dataset.columns
-    if {"prompt", "ranking"} <= set(columns):
+    if "ranking" in _form(dataset, "pairs"):
         yield from _ranking(dataset, row)
         return
-    if not {"chosen", "rejected"} <= set(columns):
-        raise DataError(
-            _lacks(dataset, "reward and dpo", "chosen and rejected (with or without prompt), or prompt and ranking")
-        )
     prompt, chosen, rejected = _split_pair(dataset, row)
     if chosen == rejected:
         raise BadRow(
@@ -93,13 +138,10 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
 
 def prompt(dataset: Dataset, row: Row) -> Messages:
     """What a policy is asked to answer, ending in a user turn (for ppo and for evaluation)."""
-    columns = dataset.columns
-    if "prompt" in columns or not columns.keys() & {"messages", "chosen"}:
-        column = columns.get("prompt", "prompt")
-        if column not in row.values:
-            raise DataError(_lacks(dataset, "ppo and evaluation", "prompt, messages or chosen and rejected"))
-        return _checked(dataset, _asked(dataset, row, column), last="user")
-    if "messages" in columns:
+    form = _form(dataset, "prompts")
+    if "prompt" in form:
+        return _checked(dataset, _asked(dataset, row), last="user")
+    if "messages" in form:
         messages = dialogue(dataset, row)
         return _checked(dataset, messages[: _last_user(messages) + 1], last="user")
     return _split_pair(dataset, row)[0]
@@ -109,7 +151,7 @@ def reference(dataset: Dataset, row: Row) -> str:
     """The reply that a row itself gives to its prompt, for rewards that compare with it; empty where it has none."""
     columns = dataset.columns
     if {"prompt", "completion"} <= set(columns) and columns["completion"] in row.values:
-        return _reply(dataset, row.values[columns["completion"]], columns["completion"])[-1]["content"]
+        return _reply(row.values[columns["completion"]], columns["completion"])[-1]["content"]
     if "messages" in columns and "prompt" not in columns:
         return dialogue(dataset, row)[-1]["content"]
     return ""
@@ -117,14 +159,14 @@ def reference(dataset: Dataset, row: Row) -> str:
 
 def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
     columns = dataset.columns
-    asked = _checked(dataset, _asked(dataset, row, columns["prompt"]), last="user")
-    replies = row.values[columns["ranking"]]
+    asked = _checked(dataset, _asked(dataset, row), last="user")
+    replies = _cell(row, columns["ranking"])
     if not isinstance(replies, list) or len(replies) < 2:
         raise BadRow(
             "not a ranking", f"{columns['ranking']} must be a list of at least two replies, found {_short(replies)}"
         )
-    ranks = row.values[columns["ranks"]] if "ranks" in columns else list(range(len(replies)))
-    truth = row.values[columns["truth"]] if "truth" in columns else None
+    ranks = _cell(row, columns["ranks"]) if "ranks" in columns else list(range(len(replies)))
+    truth = _cell(row, columns["truth"]) if "truth" in columns else None
     for name, values in (("ranks", ranks), ("truth", truth)):
         if values is not None and (
             not isinstance(values, list)
@@ -134,7 +176,7 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
             raise BadRow(
                 "not a ranking", f"{columns.get(name, name)} must hold {len(replies)} numbers, found {_short(values)}"
             )
-    messages = [_reply(dataset, reply, columns["ranking"]) for reply in replies]
+    messages = [_reply(reply, columns["ranking"]) for reply in replies]
     for first, second in combinations(range(len(replies)), 2):
         if ranks[first] == ranks[second]:
             continue
@@ -150,10 +192,10 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
 
 def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Messages]:
     columns = dataset.columns
-    chosen, rejected = row.values[columns["chosen"]], row.values[columns["rejected"]]
+    chosen, rejected = _cell(row, columns["chosen"]), _cell(row, columns["rejected"])
     if "prompt" in columns:
-        asked = _checked(dataset, _asked(dataset, row, columns["prompt"]), last="user")
-        return asked, _reply(dataset, chosen, columns["chosen"]), _reply(dataset, rejected, columns["rejected"])
+        asked = _checked(dataset, _asked(dataset, row), last="user")
+        return asked, _reply(chosen, columns["chosen"]), _reply(rejected, columns["rejected"])
     whole = [
         _checked(dataset, _messages(dataset, value, columns[role]), last="assistant")
         for role, value in (("chosen", chosen), ("rejected", rejected))
@@ -165,11 +207,12 @@ def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Message
     return whole[0][:-1], whole[0][-1:], whole[1][-1:]
 
 
-def _asked(dataset: Dataset, row: Row, column: str) -> Messages:
+def _asked(dataset: Dataset, row: Row) -> Messages:
     """The prompt of a row, with its context below the last turn."""
-    messages = _messages(dataset, row.values[column], column)
+    column = dataset.columns["prompt"]
+    messages = _messages(dataset, _cell(row, column), column)
     context = row.values.get(dataset.columns.get("context", ""))
-    if isinstance(context, str) and context.strip():
+    if messages and isinstance(context, str) and context.strip():
         last = messages[-1]
         messages = [*messages[:-1], {**last, "content": f"{last['content']}\n\n{context}"}]
     return messages
@@ -194,7 +237,7 @@ def _messages(dataset: Dataset, value: Any, column: str) -> Messages:
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
-def _reply(dataset: Dataset, value: Any, column: str) -> Messages:
+def _reply(value: Any, column: str) -> Messages:
     """A cell as one assistant turn; a list of messages may be the reply alone or the dialogue that ends in it."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content") if value[-1].get("role") == "assistant" else None
@@ -245,10 +288,6 @@ def _checked(dataset: Dataset, messages: Messages, last: str) -> Messages:
 
 def _last_user(messages: Messages) -> int:
     return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
-
-
-def _lacks(dataset: Dataset, method: str, needed: str) -> str:
-    return f"dataset.columns={dict(dataset.columns)} does not serve {method}\n  needed: {needed}"
 
 
 def _short(value: Any) -> str:

@@ -4,12 +4,13 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Dataset, Stage
-from rlhf.data import contract, sources
+from rlhf.data import contract
 from rlhf.data.contract import BadRow
 from rlhf.data.sources import Row
 from rlhf.data.tokens import Renderer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Tokens = dict[str, Any]
 SHOWN = 5  # dropped rows that the ledger names
+ROWS = {"sft": "demonstrations", "reward": "pairs", "dpo": "pairs", "ppo": "prompts"}  # what a method trains on
 
 
 @dataclass
@@ -34,6 +36,19 @@ class Ledger:
     examples: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
+
+    @contextmanager
+    def account(self, row: Row, bad_rows: str) -> Iterator[None]:
+        """Counts a row, which stops with file and line if it breaks the contract, or is dropped with `bad_rows=drop`."""
+        self.read += 1
+        try:
+            yield
+        except BadRow as bad:
+            if bad_rows == "error":
+                raise DataError(
+                    f"{row.where}: {bad}\n  fix: mend the row, or dataset.bad_rows=drop to leave such rows out"
+                ) from bad
+            self.drop(bad.reason, row.where)
 
     def drop(self, reason: str, where: str) -> None:
         self.dropped[reason] += 1
@@ -83,68 +98,63 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     Raises:
         DataError: a column that isn't there, a row that breaks the contract (unless `dataset.bad_rows=drop`), or nothing left.
     """
-    splits, ledgers = stage.dataset.splits, {}
-    if splits.train is None:
-        raise DataError("dataset.splits.train is null; there is nothing to train on")
-    tokenize = {"sft": _demonstrations, "reward": _pairs, "dpo": _pairs, "ppo": _prompts}[stage.method.name]
-    columns: dict[str, list[Any]] = {}
-    built: dict[str, datasets.Dataset | None] = {"eval": None}
-    for role, split in (("train", splits.train), ("eval", splits.eval)):
-        if split is not None:
-            ledgers[role] = Ledger()
-            columns = _collect(_tokens(stage, split, renderer, tokenize, ledgers[role]))
-            if not ledgers[role].kept:
-                reasons = (
-                    ", ".join(f"{n} {reason}" for reason, n in ledgers[role].dropped.items()) or "the split is empty"
-                )
-                raise DataError(
-                    f"dataset.splits.{role}={split}: none of {ledgers[role].read} rows is left ({reasons})\n"
-                    f"  fix: dataset.max_length={stage.dataset.max_length} may be too small, or the columns are the wrong ones"
-                )
-            built[role] = _arrow(columns)
-    test: list[dict[str, Any]] = []
+    dataset, splits, kind = stage.dataset, stage.dataset.splits, ROWS[stage.method.name]
+    opened = {"train": _open(stage, splits.train, kind)}
+    if splits.eval is not None:
+        opened["eval"] = _open(stage, splits.eval, kind)
     if splits.test is not None and stage.evaluation.prompts and stage.method.name != "reward":
-        ledgers["test"] = Ledger()
-        test = test_prompts(stage, asking, ledgers["test"])
-    train = built["train"]
-    assert train is not None
-    return Prepared(
-        train, built["eval"], test, {k: v.report() for k, v in ledgers.items()}, _show(stage, renderer, train)
-    )
+        opened["test"] = _open(stage, splits.test, "prompts", stage.evaluation.prompts)
+    contract.check_mapped(dataset, [first for first, _ in opened.values() if first is not None])
+    ledgers = {role: Ledger() for role in opened}
+    built: dict[str, datasets.Dataset] = {}
+    for role in ("train", "eval"):
+        if role not in opened:
+            continue
+        split, ledger = getattr(splits, role), ledgers[role]
+        columns = _collect(_tokens(stage, split, opened[role][1], kind, renderer, ledger))
+        if not ledger.kept:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in ledger.dropped.items()) or "the split is empty"
+            raise DataError(
+                f"dataset.splits.{role}={split}: none of {ledger.read} rows is left ({reasons})\n"
+                f"  fix: dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
+            )
+        built[role] = _arrow(columns)
+    test = []
+    if "test" in opened:
+        test = list(_tokens(stage, str(splits.test), opened["test"][1], "prompts", asking, ledgers["test"]))
+    reports = {role: ledger.report() for role, ledger in ledgers.items()}
+    return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
 
 
-def test_prompts(stage: Stage, asking: Renderer, ledger: Ledger | None = None) -> list[Tokens]:
+def test_prompts(stage: Stage, asking: Renderer) -> list[Tokens]:
     """The first `evaluation.prompts` prompts of the test split, which nobody trained on."""
     split = stage.dataset.splits.test
     if split is None:
         return []
-    return list(_tokens(stage, split, asking, _prompts, ledger or Ledger(), limit=stage.evaluation.prompts))
+    _, rows = _open(stage, split, "prompts", stage.evaluation.prompts)
+    return list(_tokens(stage, split, rows, "prompts", asking, Ledger()))
+
+
+def _open(stage: Stage, split: str | None, kind: str, limit: int | None = None) -> tuple[Row | None, Iterator[Row]]:
+    limit = min((n for n in (limit, stage.debug.rows) if n is not None), default=None)
+    return contract.read(stage.dataset, split, kind, limit)
 
 
 def _tokens(
-    stage: Stage,
-    split: str,
-    renderer: Renderer,
-    tokenize: Callable[[Stage, Row, Renderer, Ledger], Iterator[tuple[Tokens, int]]],
-    ledger: Ledger,
-    limit: int | None = None,
+    stage: Stage, split: str, rows: Iterator[Row], kind: str, renderer: Renderer, ledger: Ledger
 ) -> Iterator[Tokens]:
-    dataset = stage.dataset
-    limit = min((n for n in (limit, stage.debug.rows) if n is not None), default=None)
-    for row in sources.read(dataset, split, limit):
-        if not ledger.read and tokenize is not _prompts:
-            contract.check_columns(dataset, row)
-        ledger.read += 1
-        try:
-            for tokens, length in tokenize(stage, row, renderer, ledger):
+    for number, row in enumerate(rows, 1):
+        with ledger.account(row, stage.dataset.bad_rows):
+            if kind == "demonstrations":
+                found = _demonstrations(stage, row, renderer, ledger)
+            elif kind == "pairs":
+                found = _pairs(stage, row, number, renderer, ledger)
+            else:
+                # drawn for the place of a row in its split, wherever the files lie
+                found = _prompts(stage, row, random.Random(f"{split}:{number}"), renderer, ledger)
+            for tokens, length in found:
                 ledger.keep(tokens, length)
                 yield tokens
-        except BadRow as bad:
-            if dataset.bad_rows == "error":
-                raise DataError(
-                    f"{row.where}: {bad}\n  fix: mend the row, or dataset.bad_rows=drop to leave such rows out"
-                ) from bad
-            ledger.drop(bad.reason, row.where)
 
 
 def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
@@ -163,10 +173,10 @@ def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) 
     yield {"input_ids": ids, "labels": [i if bit else -100 for i, bit in zip(ids, mask, strict=True)]}, len(ids)
 
 
-def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
+def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
     """The same pairs under the same length rule for the reward model and for DPO; a pair is never cut.
 
-    `ranking` is the number of the row that a pair comes from, `k` how many replies were ranked there, `length` that of the
+    `ranking` is the number of the row in its split, which all its pairs share, `k` how many replies were ranked there, `length` that of the
     longer sequence.
     """
     rendered: dict[str, tuple[list[int], list[int]]] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
@@ -189,7 +199,7 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
             ledger.drop("equal after tokenization", row.where)
         else:
             tokens: Tokens = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-            tokens |= {"ranking": ledger.read, "k": pair.k, "length": longest}
+            tokens |= {"ranking": number, "k": pair.k, "length": longest}
             if pair.true_margin is not None:
                 tokens["true_margin"] = float(pair.true_margin)
             yield tokens, longest
@@ -198,12 +208,14 @@ def _pairs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterat
         ledger.ties += count * (count - 1) // 2 - found
 
 
-def _prompts(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
+def _prompts(
+    stage: Stage, row: Row, draw: random.Random, renderer: Renderer, ledger: Ledger
+) -> Iterator[tuple[Tokens, int]]:
     messages = contract.prompt(stage.dataset, row)
     ids, asked = renderer.prompt(messages), messages[-1]["content"]
     if stage.dataset.prompt_tokens is not None:
         low, high = stage.dataset.prompt_tokens
-        ids = ids[: random.Random(row.where).randint(low, high)]
+        ids = ids[: draw.randint(low, high)]
         asked = str(renderer.tokenizer.decode(ids))
     if len(ids) > stage.dataset.max_prompt_length:
         _too_long(stage.dataset, row, ledger, len(ids))
@@ -252,9 +264,9 @@ def _arrow(columns: dict[str, list[Any]]) -> "datasets.Dataset":
 def _show(stage: Stage, renderer: Renderer, train: "datasets.Dataset") -> str:
     """The first row with its mask, after checking on it that EOS is learned and the prompt is not."""
     row = train[0]
-    if stage.method.name == "ppo":
+    if "prompt" in row:
         return renderer.show(row["input_ids"], [0] * len(row["input_ids"]))
-    if stage.method.name == "sft":
+    if "labels" in row:
         ids, mask = row["input_ids"], [int(label != -100) for label in row["labels"]]
     else:
         ids, mask = row["prompt_ids"] + row["chosen_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["chosen_ids"])

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Model, Stage, template_file
-from rlhf.data import contract, sources
+from rlhf.data import contract
+from rlhf.data.prepare import Ledger
 from rlhf.data.tokens import Renderer
 from rlhf.errors import ConfigError, nearest
 
@@ -116,12 +117,15 @@ def _trained(stage: Stage) -> "PreTrainedTokenizerBase":
 
 
 def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
-    for row in sources.read(stage.dataset, str(stage.dataset.splits.train), stage.debug.rows):
-        for message in contract.dialogue(stage.dataset, row):
-            text = message["content"]
-            for token in special:
-                text = text.replace(token, "\n")
-            yield text
+    dataset, ledger = stage.dataset, Ledger()  # what is dropped here is dropped, and told, when the rows are prepared
+    _, rows = contract.read(dataset, dataset.splits.train, "demonstrations", stage.debug.rows)
+    for row in rows:
+        with ledger.account(row, dataset.bad_rows):
+            for message in contract.dialogue(dataset, row):
+                text = message["content"]
+                for token in special:
+                    text = text.replace(token, "\n")
+                yield text
 
 
 def stops(tokenizer: Any, model: Any) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rlhf.config import Stage, compose_config, needs, split_batch, to_stage
 from rlhf.data import contract, sources
 from rlhf.data.contract import BadRow
+from rlhf.data.prepare import ROWS
 from rlhf.errors import ConfigError
 from rlhf.output.console import rule
 from rlhf.output.tables import grid
@@ -79,8 +80,9 @@ def count_rows(stage: Stage) -> int | None:
         if dataset.rows is None or match is None:
             return None
         return len(list(sources.sliced(iter(range(dataset.rows)), match))[: stage.debug.rows])
-    rows = sources.read(dataset, split, stage.debug.rows)
-    paired = stage.method.name in ("reward", "dpo") and not stage.method.kwise
+    kind = ROWS[stage.method.name]
+    _, rows = contract.read(dataset, split, kind, stage.debug.rows)
+    paired = kind == "pairs" and not stage.method.kwise
     return sum(_pairs(stage, row) if paired else 1 for row in rows)
 
 
