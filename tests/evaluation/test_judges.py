@@ -10,7 +10,7 @@ from rlhf.support.replies import ideal_reply
 
 @pytest.mark.parametrize("name", ["annotater", "rewards:x", "reward:", "openai:", "annotator:x"])
 def test_an_unknown_judge_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=f"judge={name} is not known.*\n  allowed: annotator, reward:<folder"):
+    with pytest.raises(ConfigError, match=f"judge={name}: is not known.*\n  allowed: annotator, reward:<folder"):
         load_judge(name, None, None, tmp_path)
     with pytest.raises(ConfigError, match="did you mean annotator"):
         load_judge("annotater", None, None, tmp_path)

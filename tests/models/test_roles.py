@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 
+from rlhf.errors import Refusal
 from rlhf.generation.batches import lay_out, reply_mask
 from rlhf.generation.logprobs import Forward
 from rlhf.models.adapters import switch_adapter
-from rlhf.models.shared import shared_roles
+from rlhf.models.base import load_base
+from rlhf.models.roles import load_role, save_role
+from rlhf.models.shared import load_roles, shared_roles
 from rlhf.ppo.update import collect, policy_backward, value_backward
 from rlhf.rewards.scorers import RoleScorer
 from tests.models.helpers import broken, head_key, other_tokenizer
@@ -143,33 +147,97 @@ def test_fresh_policy_starts_at_the_base(workshop):
 
 
 CHANGES = {
-    "no `score.weight`": lambda c, t: t.pop(head_key(t)),
+    "method.reward_model=.*no `score.weight`.*\n  fix: train one with method=reward": lambda c, t: t.pop(head_key(t)),
     "wanted \\(1, 64\\): one label": lambda c, t: t.update({head_key(t): torch.zeros(3, 64)}),
-    "trained on base 'somewhere/else'": lambda c, t: c.update(base_model_name_or_path="somewhere/else"),
-    "other target modules": lambda c, t: t.pop(next(k for k in t if "q_proj" in k)),
-    "on another base": lambda c, t: t.update({k: v[:, :8].contiguous() for k, v in t.items() if "q_proj.lora_A" in k}),
-    "only LORA adapters": lambda c, t: c.update(peft_type="IA3"),
-    "modules_to_save has \\['lm_head'\\]": lambda c, t: c.update(modules_to_save=["score", "lm_head"]),
-    "changed the base it was trained on": lambda c, t: c.update(init_lora_weights="pissa"),
+    "method.reward_model=.*: trained on the base somewhere/else, .*\n  fix: model.path=somewhere/else": lambda c, t: (
+        c.update(base_model_name_or_path="somewhere/else")
+    ),
+    "1 tensors are missing .*other target modules.*\n  fix: the adapter.args.target_modules": lambda c, t: t.pop(
+        next(k for k in t if "q_proj" in k)
+    ),
+    "has shape .*on another base\n  fix: the model.path": lambda c, t: t.update(
+        {k: v[:, :8].contiguous() for k, v in t.items() if "q_proj.lora_A" in k}
+    ),
+    "only LORA adapters.*\n  fix: train that stage again with adapter=lora": lambda c, t: c.update(peft_type="IA3"),
+    "modules_to_save has \\['lm_head'\\].*\n  fix: train it with LoRA": lambda c, t: c.update(
+        modules_to_save=["score", "lm_head"]
+    ),
+    "changed the base it was trained on.*\n  fix: .*init_lora_weights=true": lambda c, t: c.update(
+        init_lora_weights="pissa"
+    ),
 }
 
 
 @pytest.mark.parametrize("message", CHANGES)
 def test_a_reward_folder_that_does_not_fit_is_refused(workshop, tmp_path, message):
     folder = broken(workshop, tmp_path, CHANGES[message])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refusal, match=message):
         shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
 
 
 def test_another_tokenizer_is_refused(workshop, tmp_path):
     folder = other_tokenizer(workshop, tmp_path)
-    with pytest.raises(ValueError, match="differs from the policy's in 2 tokens"):
+    with pytest.raises(
+        Refusal, match="differs from the policy's in 2 tokens.*\n  fix: train the reward model with this"
+    ):
         shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
 
 
 def test_missing_folder_is_refused(workshop, tmp_path):
-    with pytest.raises(ValueError, match="no adapter_config.json there"):
+    message = (
+        r"method.start_from=\S+: no adapter_config.json there\n  fix: the folder in which a stage saved its adapter"
+    )
+    with pytest.raises(Refusal, match=message):
         shared_roles(workshop.load(), workshop.tokenizer, tmp_path, workshop.reward)
+
+
+def test_a_torn_adapter_config_is_refused(workshop, tmp_path):
+    folder = broken(workshop, tmp_path, lambda config, tensors: None)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(Refusal, match=r"method.reward_model=\S+: adapter_config.json is not JSON"):
+        shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, folder)
+
+
+def test_a_fresh_adapter_needs_a_config_and_layers_that_are_there(workshop):
+    with pytest.raises(Refusal, match=r"method.start_from=None: .*\n  fix: lora=LoraConfig"):
+        shared_roles(workshop.load(), workshop.tokenizer, None, workshop.reward)
+    with pytest.raises(Refusal, match="value_head=none: is unknown\n  allowed: copy, zero"):
+        shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, workshop.reward, value_head="none")
+    for modules in (["q_proj", "v_prj"], ".*v_prj"):
+        lora = LoraConfig(target_modules=modules)
+        with pytest.raises(Refusal, match=r"target_modules=\S*v_prj: LlamaForCausalLM has no such layers(.|\n)*v_proj"):
+            shared_roles(workshop.load(), workshop.tokenizer, None, workshop.reward, lora)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_role_is_put_back_whole_or_not_at_all(workshop, tmp_path, kind):
+    role = workshop.kind(kind).value
+    save_role(role, tmp_path)
+    file = next(tmp_path.glob("*.safetensors"))
+    saved, before = load_file(file), {name: p.detach().clone() for name, p in role.named_parameters()}
+    with torch.no_grad():
+        for _, parameter in role.named_parameters():
+            parameter.add_(1.0)
+    moved = {name: p.detach().clone() for name, p in role.named_parameters()}
+    last = sorted(saved)[-1]
+    for torn in (
+        {n: t for n, t in saved.items() if n != last},
+        saved | {last: saved[last].repeat(2, 1)},
+        saved | {"x": saved[last].clone()},
+    ):
+        save_file(torn, file)
+        with pytest.raises(Refusal, match="checkpoint of the value="):
+            load_role(role, tmp_path)
+        assert all(torch.equal(moved[name], p) for name, p in role.named_parameters())
+    save_file(saved, file)
+    load_role(role, tmp_path)
+    assert all(torch.equal(before[name], p) for name, p in role.named_parameters())
+
+
+def test_loading_roles_leaves_the_global_generator_alone(workshop, stage_of):
+    state = torch.get_rng_state()
+    load_roles(stage_of("function:exact_match", quantization="none"), workshop.tokenizer, {"policy": workshop.sft})
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_peft_model_of_stock_users_gets_its_own_adapter_as_reference(workshop, make_trainer):
@@ -220,8 +288,28 @@ def test_several_labels_are_refused(workshop, make_trainer):
 
     many = AutoModelForSequenceClassification.from_pretrained(workshop.base, num_labels=3)
     models = SimpleNamespace(policy=workshop.load(), reference=None, reward=many, value=workshop.load_reward())
-    with pytest.raises(ValueError, match="has 3 labels and none is chosen"):
+    message = "reward_model=LlamaForSequenceClassification: has 3 labels and none is chosen\n  fix: num_labels=1"
+    with pytest.raises(Refusal, match=message):
         make_trainer(models)
+
+
+def test_a_model_that_rescales_its_logits_is_refused(workshop, monkeypatch):
+    role = workshop.roles().policy
+    head = role.model.lm_head
+    monkeypatch.setattr(role, "lm_head", lambda: lambda hidden: 2 * head(hidden))
+    with pytest.raises(
+        Refusal, match=r"model=LlamaForCausalLM: its logits are not its LM head (.|\n)*fix: an architecture"
+    ):
+        role.check_lm_head()
+
+
+def test_a_model_with_fewer_embeddings_than_tokens_is_refused(workshop, stage_of):
+    more = type(workshop.tokenizer)(tokenizer_object=workshop.tokenizer.backend_tokenizer, pad_token="<pad>")
+    more.add_tokens(["new"])
+    with pytest.raises(
+        Refusal, match=r"model.path=\S+: it has embeddings for 96 tokens, the tokenizer has 97\n  fix: "
+    ):
+        load_base(stage_of("function:exact_match", quantization="none"), more)
 
 
 def test_one_object_for_two_roles_is_refused(workshop, make_trainer):

@@ -82,24 +82,24 @@ def three_labels(workshop, folder):
 REFUSED = {
     "another base": (
         {"method__reward_model": other_base},
-        r"method.reward_model = \S+: trained on base 'somewhere/else', this run uses '\S+'; train it on this base",
+        r"method.reward_model=\S+: trained on the base somewhere/else, and this run uses \S+\n  fix: model.path=somewhere/else",
     ),
     "the weights of another base": (
         {"method__reward_model": other_shape},
-        r"this base needs \(4, 64\); it was trained",
+        r"method.reward_model=\S+: .* this base needs \(4, 64\); it was trained",
     ),
     "another base under the policy": (
         {"method__start_from": other_base},
-        r"method.start_from = \S+: trained on base 'somewhere/else', this run uses '\S+'; train it on this base",
+        r"method.start_from=\S+: trained on the base somewhere/else, and this run uses \S+\n  fix: model.path=somewhere/else",
     ),
     "another tokenizer": (
         {"method__reward_model": other_tokenizer},
-        r"method.reward_model = \S+: its tokenizer differs from the policy's in 2 tokens \(first: \['w10', 'w11'\]\); "
+        r"method.reward_model=\S+: its tokenizer differs from the policy's in 2 tokens \(first: \['w10', 'w11'\]\)\n  fix: "
         "train the reward model with this tokenizer, or use it as a separate scorer",
     ),
     "several labels": (
         {"method__reward_model": three_labels},
-        r"method.reward_model=\S+ has 3 labels \(.*\) and none is chosen\n  fix: method.reward_label=",
+        r"method.reward_model=\S+: has 3 labels, and none is chosen\n  allowed: .*\n  fix: method.reward_label=",
     ),
     "pad is EOS": (
         {"model__pad_token": "'</s>'"},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.errors import Refusal
 from rlhf.generation import logprobs
 from rlhf.generation.logprobs import token_logprobs, token_logprobs_and_entropy
 from rlhf.models.roles import shape_logits
@@ -230,5 +231,5 @@ def test_scorers_combine(workshop):
     assert Combined(members, "minimum")(prompts, replies, rows).tolist() == [1.0]
     assert Combined(members, "mean_minus_spread", 0.5)(prompts, replies, rows).tolist() == [1.5]
     wrong = FunctionScorer(lambda p, r, d: [1.0, 2.0], workshop.tokenizer)
-    with pytest.raises(ValueError, match="for 1 replies"):
+    with pytest.raises(Refusal, match=r"returned scores of shape \(2,\) for 1 replies\n  fix: one number a reply"):
         wrong(prompts, replies, rows)

@@ -63,17 +63,20 @@ def test_whole_models_and_rules_judge(workshop, folders, stage_of, tmp_path):
     rule = load_judge("reward:function:exact_match", whole, workshop.tokenizer, tmp_path)
     right = [sample | {"reference": workshop.tokenizer.decode(sample["ids"][:1])} for sample in SAMPLES]
     assert rule.scores(right) == [1.0, 0.0, 1.0]
-    with pytest.raises(ConfigError, match="judge=function:exact_match compares with `reference`"):
+    with pytest.raises(ConfigError, match="judge=function:exact_match: compares with `reference`"):
         rule.scores(SAMPLES)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bert", r"judge=.*bert has 3 labels \(.*\) and none is chosen\n  fix: judge=reward:.*bert#positive"),
+        (
+            "bert",
+            r"judge=reward:\S*bert: has 3 labels, and none is chosen\n  allowed: .*\n  fix: judge=reward:.*bert#positive",
+        ),
         ("bert#positiv", "bert#positiv is none of them; did you mean positive"),
         ("second#positive", "has no labels to choose from"),
-        ("nowhere", "judge=.*nowhere can't be read"),
+        ("nowhere", "judge=reward:.*nowhere: AutoConfig can't load it"),
         ("sft", "is not the adapter of a reward model"),
         ("function:exact", "judge=function:exact is not a function; did you mean exact_match"),
     ],
@@ -82,3 +85,20 @@ def test_a_judge_that_cannot_judge_is_refused(workshop, folders, stage_of, tmp_p
     place = {"sft": workshop.sft, "function:exact": "function:exact"}.get(name, folders / name)
     with pytest.raises(ConfigError, match=message):
         load_judge(f"reward:{place}", stage_of("function:exact_match"), workshop.tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["rlhf.rewards.named.load_base", "rlhf.models.shared.fill_adapter"])
+def test_a_bug_in_loading_a_judge_is_not_told_as_configuration(
+    workshop, folders, stage_of, tmp_path, monkeypatch, place
+):
+    def bug(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(place, bug)
+    whole = {"adapter": "none", "quantization": "none", "method__start_from": workshop.base}
+    name, settings = ("full", whole) if "load_base" in place else ("second", {})
+    with pytest.raises(ValueError, match="a bug") as caught:
+        load_judge(
+            f"reward:{folders / name}", stage_of("function:exact_match", **settings), workshop.tokenizer, tmp_path
+        )
+    assert not isinstance(caught.value, ConfigError)

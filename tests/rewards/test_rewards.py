@@ -137,14 +137,27 @@ def test_the_reply_that_a_row_gives_is_its_reference(compose_stage):
 
 
 REFUSED = {
-    "bert has 3 labels (negative, neutral, positive) and none is chosen\n  fix: method.reward_label=": (["bert"], {}),
+    "bert: has 3 labels, and none is chosen\n  allowed: negative, neutral, positive\n  fix: method.reward_label=": (
+        ["bert"],
+        {},
+    ),
     "reward_label=positiv is none of them; did you mean positive": (["bert"], {"method__reward_label": "positiv"}),
-    "no reward model of this run has labels": (["second"], {"method__reward_label": "positive"}),
-    "is a LlamaForCausalLM, which does not score": (["../base"], {}),
-    "nowhere can't be read": (["nowhere"], {}),
-    "holds an adapter, which needs a shared base": (["second"], {"adapter": "none", "quantization": "none"}),
-    "compares with `facts`, which rows of generator:support/prompts lack": (["function:support"], {}),
-    "trained on base": (["second"], {"model__path": "somewhere/else"}),
+    "=positive: no reward model of this run has labels\n  fix: method.reward_label=null": (
+        ["second"],
+        {"method__reward_label": "positive"},
+    ),
+    "base: is a LlamaForCausalLM, which does not score\n  fix: a model for sequence": (["../base"], {}),
+    "nowhere: AutoConfig can't load it: ": (["nowhere"], {}),
+    "a sequence classifier with its tokenizer, function:<name>\n  fix: check the name": (["nowhere"], {}),
+    "second: holds an adapter, which needs a shared base\n  fix: adapter=lora, or": (
+        ["second"],
+        {"adapter": "none", "quantization": "none"},
+    ),
+    "support: compares with `facts`, which rows of generator:support/prompts lack\n  fix: dataset.columns with": (
+        ["function:support"],
+        {},
+    ),
+    "trained on the base ": (["second"], {"model__path": "somewhere/else"}),
 }
 
 
@@ -166,7 +179,7 @@ def test_a_reward_that_cannot_work_is_refused_before_any_weight(
 
 def test_another_tokenizer_is_refused_before_any_weight(workshop, folders, stage_of, monkeypatch):
     monkeypatch.setattr(ppo, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
-    with pytest.raises(ConfigError, match=r"method.reward_model = .* differs from the policy's in \d+ tokens"):
+    with pytest.raises(ConfigError, match=r"method.reward_model=.* differs from the policy's in \d+ tokens"):
         ppo.build(stage_of(workshop.reward), workshop.words("[UNK]", "[PAD]", pad_token="[PAD]"), rows())
 
 

@@ -133,13 +133,10 @@ def test_a_reply_has_one_score_everywhere(chain, tmp_path):
     import torch
 
     stage, tokenizer, trainer, data = _build(chain, "reward")
-    from safetensors.torch import load_file
-
-    from rlhf.models.adapters import load_lora
+    from rlhf.models.adapters import fill_adapter
 
     final = chain / "support" / "reward" / "final"
-    load_lora(trainer.model, final)
-    head = next(value for key, value in load_file(final / "adapter_model.safetensors").items() if "score" in key)
+    head = fill_adapter(trainer.model, "default", final, "final")
     next(p for n, p in trainer.model.named_parameters() if "score" in n and "default" in n).data.copy_(head)
     prompts, replies = data.eval["prompt_ids"][:4], data.eval["chosen_ids"][:4]
     trainer.model.eval()

@@ -1,7 +1,7 @@
 """Judges of replies: the dataset's annotator, a held-out reward model, or a chat model behind an endpoint.
 
-A reply is a sample: texts `prompt` and `reply`, tokens `prompt_ids` and `ids` (EOS included), `facts`, and where the dataset
-has them `messages` (JSON, as in its rows) and `reference`.
+A reply is a sample: texts `prompt` and `reply`, tokens `prompt_ids` and `ids` (EOS included), `facts`, and where the
+dataset has them `messages` (JSON, as in its rows) and `reference`.
 """
 
 import json
@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from rlhf.config import Stage
-from rlhf.errors import ConfigError, DataError, GuardStop, nearest
+from rlhf.errors import DataError, GuardStop, Refusal, nearest
 from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.judge_endpoint import EndpointJudge
 from rlhf.evaluation.samples import Sample
@@ -110,24 +110,26 @@ def load_judge(name: str, stage: Stage, tokenizer: Any, cache: Path) -> Judge:
     An adapter of a reward stage sits on the stage's base. An endpoint keeps its answers in `cache`/judge.jsonl.
 
     Raises:
-        ConfigError: a name that means nothing, an annotator that the dataset lacks, a reward model that cannot be loaded
+        Refusal: a name that means nothing, an annotator that the dataset lacks, a reward model that cannot be
+        loaded
             or does not fit, an endpoint whose URL or key cannot work.
     """
     kind, _, what = name.partition(":")
     if name == "annotator":
         known = annotator(stage.dataset.annotator)
         if known is None:
-            raise ConfigError(
-                f"judge=annotator, but nobody knows the true preference of {stage.dataset.path} (dataset.annotator=null)\n"
-                "  fix: judge=reward:<folder or hub id> of a reward model that neither arm trained on, or judge=openai:<model>"
+            why = f"nobody knows the true preference of {stage.dataset.path} (dataset.annotator=null)"
+            fix = (
+                "judge=reward:<folder or hub id> of a reward model that neither arm trained on, or judge=openai:<model>"
             )
+            raise Refusal("judge", name, why, fix=fix)
         return AnnotatorJudge(name, known)
     if kind == "reward" and what:
         source, _, label = what.partition("#")
         return _reward_judge(name, source, label or None, stage, tokenizer)
     if kind == "openai" and what:
         return EndpointJudge(what, cache)
-    raise ConfigError(f"judge={name} is not known{nearest(kind, KINDS)}\n  allowed: {', '.join(KINDS.values())}")
+    raise Refusal("judge", name, f"is not known{nearest(kind, KINDS)}", allowed=KINDS.values())
 
 
 def _reward_judge(name: str, source: str, label: str | None, stage: Stage, tokenizer: Any) -> RewardJudge:
@@ -138,7 +140,7 @@ def _reward_judge(name: str, source: str, label: str | None, stage: Stage, token
     try:
         reward = named_reward(source, stage, tokenizer, label, "judge", f"judge=reward:{source}#")
         if label is not None and reward.kind != "text":
-            raise ConfigError(f"judge={name}: {source} has no labels to choose from\n  fix: judge=reward:{source}")
+            raise Refusal("judge", name, "it has no labels to choose from", fix=f"judge=reward:{source}")
         if reward.kind == "adapter":
             role = load_roles(stage, tokenizer, {}, reward=Path(source))["reward"]
             return RewardJudge(name, reward, scorer(stage, tokenizer, role), tokenizer)
@@ -146,8 +148,8 @@ def _reward_judge(name: str, source: str, label: str | None, stage: Stage, token
         if reward.kind == "ids":
             loaded = scorer(stage, tokenizer, scalar_role("reward", loaded.eval(), trained=False))
         return RewardJudge(name, reward, loaded, tokenizer)
-    except ValueError as error:
-        raise ConfigError(f"judge={name} can't judge: {error}") from error
+    except Refusal as refusal:
+        raise Refusal("judge", name, refusal.why, allowed=refusal.allowed, fix=refusal.fix) from refusal
 
 
 def finite(name: str, scores: Sequence[float]) -> list[float]:

@@ -19,7 +19,8 @@ class MicroBatch:
 
     Reply tokens are addressed as a flat list of `N`: `row` within the micro-batch, `state` the position whose hidden
     state predicts the token, `target` the token itself, (`batch_row`, `step`) its place in the `[B, R]` tensors of the
-    rollout.
+    rollout. `ids` are the padded tokens `[b, T]`, `rows` the places of the sequences in the batch, `last` `[b]` the
+    position of each reply's last token.
     """
 
     ids: Tensor
@@ -72,19 +73,27 @@ def _micro_batch(
     # to a multiple of 8: oneDNN compiles kernels for every new shape and keeps them, tensor cores like it, and contexts
     # are multiples of 8 too
     width = -(-max(len(prompts[i]) + len(replies[i]) for i in rows) // 8) * 8
-    ids, local, state, target, batch_row, step, last = [], [], [], [], [], [], []
+    ids, row, state, target, batch_row, step, last = [], [], [], [], [], [], []
     for k, i in enumerate(rows):
         prompt, reply = list(prompts[i]), list(replies[i])
         ids.append(prompt + reply + [pad_id] * (width - len(prompt) - len(reply)))
-        local += [k] * len(reply)
+        row += [k] * len(reply)
         state += range(len(prompt) - 1, len(prompt) + len(reply) - 1)
         target += reply
         batch_row += [i] * len(reply)
         step += range(len(reply))
         last.append(len(prompt) + len(reply) - 1)
-    lists = (ids, local, state, target, batch_row, step, last)
-    tensors = [torch.tensor(values, dtype=torch.long, device=device) for values in lists]
-    return MicroBatch(*tensors[:6], rows=rows, last=tensors[6])
+    lists = {
+        "ids": ids,
+        "row": row,
+        "state": state,
+        "target": target,
+        "batch_row": batch_row,
+        "step": step,
+        "last": last,
+    }
+    tensors = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in lists.items()}
+    return MicroBatch(**tensors, rows=rows)
 
 
 def reply_mask(replies: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -4,7 +4,6 @@
 `chunk` tokens at a time, and backward either recomputes a chunk (`torch.utils.checkpoint`) or, when the head is frozen,
 as it is under LoRA, multiplies by a derivative that forward already took: one number per token has one gradient row per
 token.
-
 """
 
 from collections.abc import Callable

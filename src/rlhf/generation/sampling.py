@@ -89,9 +89,7 @@ def sample_chunk(
     eos_ids: Sequence[int],
     pad_id: int,
 ) -> Replies:
-    """Decodes one chunk of prompts with a cache; `uniforms` is `[B, max_new_tokens]`, so every row has its own
-    randomness.
-    """
+    """Decodes one chunk of prompts with a cache; `uniforms` is `[B, max_new_tokens]`, a row of its own for each."""
     device = policy.device
     head = policy.logits_of(temperature or 1.0, (pad_id,))
     ids, mask = left_pad(prompts, pad_id, device)

@@ -1,8 +1,10 @@
 """Every way an adapter is made, read, checked, copied, widened and switched."""
 
+import copy
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config import Stage
-from rlhf.errors import ConfigError
+from rlhf.errors import Refusal, nearest
 from rlhf.fields import checked
 
 
@@ -23,36 +25,46 @@ def lora_config(stage: Stage, task: str) -> Any:
     try:
         return LoraConfig(task_type=task, **settings)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"adapter.args is refused by peft.LoraConfig: {error}") from error
+        raise Refusal("adapter.args", settings, f"refused by peft.LoraConfig: {error}") from error
 
 
 def with_adapter(stage: Stage, base: Any, start: str | None, task: str) -> Any:
     """A trainable LoRA named `default` on `base`: new, or the weights of the adapter folder `start`.
 
-    For SEQ_CLS the scalar head is trained and saved with it. Adapters are fp32: updates of a bf16 weight below 1/256 are lost.
+    For SEQ_CLS the scalar head is trained and saved with it. Adapters are fp32: updates of a bf16 weight below 1/256
+    are lost.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    lora = lora_config(stage, task)
+    lora, widen = lora_config(stage, task), None
+    check_targets(lora, base)
     if start is not None:
-        stored: Any = LoraConfig.from_pretrained(start)
+        stored = read_adapter_config(Path(start), stage.model.path, "method.start_from")
         if lora.r < stored.r:
-            raise ConfigError(
-                f"adapter.args.r={lora.r}, but method.start_from={start} has rank {stored.r}\n"
-                f"  fix: adapter.args.r={stored.r} or more, or train that stage again"
+            why = f"method.start_from={start} has rank {stored.r}"
+            raise Refusal(
+                "adapter.args.r", lora.r, why, fix=f"adapter.args.r={stored.r} or more, or train that stage again"
             )
-        trained_on, given = stored.base_model_name_or_path, stage.model.path
-        if trained_on and given and not same_base(trained_on, given):
-            raise ConfigError(
-                f"model.path={given}, but the adapter method.start_from={start} was trained on {trained_on}\n"
-                f"  fix: model.path={trained_on}, or method.start_from=null"
-            )
+        widen = _scale(stored) / _scale(lora)
     if task == "SEQ_CLS":
         lora.modules_to_save = ["score"]
     model = get_peft_model(base, lora)
     if start is not None:
-        load_lora(model, Path(start), widen=_scale(stored) / _scale(lora))
+        fill_adapter(model, "default", Path(start), "method.start_from", widen)
     return model
+
+
+def check_targets(lora: Any, base: Any) -> None:
+    """Refuses target modules that `base` lacks; PEFT refuses them only where none is left, and otherwise skips them."""
+    given, names = lora.target_modules or (), [name for name, _ in base.named_modules()]
+    if isinstance(given, str):
+        absent = [] if given.lower() == "all-linear" or any(re.fullmatch(given, name) for name in names) else [given]
+    else:
+        absent = sorted(target for target in given if not any(f".{name}".endswith(f".{target}") for name in names))
+    if absent:
+        known = {name.rpartition(".")[2] for name, module in base.named_modules() if hasattr(module, "in_features")}
+        why = f"{type(base).__name__} has no such layers{nearest(absent[0], known)}"
+        raise Refusal("adapter.args.target_modules", ",".join(absent), why, allowed=["all-linear", *sorted(known)])
 
 
 def _scale(lora: Any) -> float:
@@ -60,48 +72,12 @@ def _scale(lora: Any) -> float:
     return lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r)
 
 
-def load_lora(model: Any, folder: Path, adapter: str = "default", widen: float | None = None) -> None:
-    """Copy the LoRA weights of an adapter folder into `model`'s adapter, every one of them or none.
-
-    With `widen`, the ratio of the two scalings, the adapter may have a higher rank and sit on more layers than the stored one: B is
-    zero in what is new and rescaled in what is old, so that the model computes what it did before.
-    """
-    from safetensors.torch import load_file
-
-    stored = load_file(str(folder / "adapter_model.safetensors"))
-    own = {
-        name.replace(f".{adapter}.", "."): p
-        for name, p in model.named_parameters()
-        if ".lora_" in name and f".{adapter}." in name
-    }
-    given = {key: value for key, value in stored.items() if ".lora_" in key}
-    odd = sorted(given.keys() - own.keys() if widen else given.keys() ^ own.keys())
-    odd += [key for key in given.keys() & own.keys() if not _fits(key, given[key], own[key], widen is not None)]
-    if odd:
-        raise ConfigError(
-            f"{folder} holds an adapter for another model: {', '.join(odd[:2])} do not fit\n"
-            "  fix: the same adapter.args.target_modules, or train that stage again"
-        )
-    with torch.no_grad():
-        for key, value in given.items():
-            if ".lora_B." in key:
-                own[key].zero_()
-                value = value * (widen or 1.0)
-            own[key][: value.shape[0], : value.shape[1]].copy_(value)
-
-
-def _fits(key: str, given: torch.Tensor, own: torch.Tensor, widen: bool) -> bool:
-    """A is `[rank, in]`, B is `[out, rank]`: only the rank may grow."""
-    rank = 0 if ".lora_A." in key else 1
-    grows = given.shape[rank] <= own.shape[rank] if widen else given.shape[rank] == own.shape[rank]
-    return given.ndim == own.ndim == 2 and given.shape[1 - rank] == own.shape[1 - rank] and grows
-
-
 @contextmanager
 def trainable_kept_in_fp32(model: Any) -> Iterator[None]:
     """TRL's constructors cast what is trainable on a quantized base to bf16 (trl 1.12, sft_trainer:1148); undo that.
 
-    The rounded copy would differ from its own reference, so DPO would not start at ln 2, and fp32 heads would not be fp32.
+    The rounded copy would differ from its own reference, so DPO would not start at ln 2, and fp32 heads would not be
+    fp32.
     """
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     yield
@@ -117,37 +93,35 @@ HEAD_MODULES = {"score", "classifier"}
 
 
 def read_adapter_config(folder: Path, base: str | None, key: str) -> Any:
-    """The LoRA config in an adapter folder, checked against the name of the base it will sit on."""
+    """The LoRA config in an adapter folder, checked against the name of the base it will sit on.
+
+    Raises a Refusal of `key=folder`: no adapter there, not LoRA, another base, or one that changed its base or holds
+    full layers.
+    """
     from peft import LoraConfig
 
-    folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(
-                f"{key} = {folder}: no {name} there; point to the folder in which a stage saved its adapter"
-            )
-    stored = json.loads((folder / CONFIG).read_text())
+            raise Refusal(key, folder, f"no {name} there", fix="the folder in which a stage saved its adapter")
+    try:
+        stored = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise Refusal(key, folder, f"{CONFIG} is not JSON ({error})", fix="train that stage again") from error
     if stored.get("peft_type") != "LORA":
-        raise ValueError(
-            f"{key} = {folder}: peft_type is {stored.get('peft_type')}, only LORA adapters can share a base"
-        )
+        why = f"peft_type is {stored.get('peft_type')}, and only LORA adapters can share a base"
+        raise Refusal(key, folder, why, fix="train that stage again with adapter=lora")
     trained_on = stored.get("base_model_name_or_path")
     if trained_on and base and not same_base(trained_on, base):
-        raise ValueError(
-            f"{key} = {folder}: trained on base {trained_on!r}, this run uses {base!r}; train it on this base"
-        )
+        why = f"trained on the base {trained_on}, and this run uses {base}"
+        raise Refusal(key, folder, why, fix=f"model.path={trained_on}, or train it on this base")
     config: Any = LoraConfig.from_pretrained(str(folder))
-    if str(config.init_lora_weights).lower().startswith(("pissa", "olora", "corda", "loftq")):
-        raise ValueError(
-            f"{key} = {folder}: init_lora_weights = {config.init_lora_weights!r} changed the base it was trained on, "
-            "so it cannot "
-            "share one; train with init_lora_weights=true"
-        )
-    extra = set(config.modules_to_save or ()) - HEAD_MODULES
-    if extra:
-        raise ValueError(
-            f"{key} = {folder}: modules_to_save has {sorted(extra)}, which are full layers; use LoRA on them instead"
-        )
+    init = str(config.init_lora_weights)
+    if init.lower().startswith(("pissa", "olora", "corda", "loftq")):
+        why = f"init_lora_weights={init} changed the base it was trained on, so it cannot share one"
+        raise Refusal(key, folder, why, fix="train it with adapter.args.init_lora_weights=true")
+    if extra := sorted(set(config.modules_to_save or ()) - HEAD_MODULES):
+        fix = "train it with LoRA on them instead: adapter.args.target_modules"
+        raise Refusal(key, folder, f"modules_to_save has {extra}, which are full layers", fix=fix)
     config.modules_to_save = None
     return copy_config(config)
 
@@ -160,34 +134,73 @@ def same_base(one: str, other: str) -> bool:
     return ends[0] == ends[1] and ends[0][-1] == "final"
 
 
-def load_adapter(peft: Any, adapter: str, folder: Path) -> Tensor | None:
-    """Fills an adapter from `adapter_model.safetensors`, every key or none, and returns the `score` weight if there is
-    one.
-    """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The tensors of an adapter folder by name, and its scalar head's `[labels, H]` weight in fp32, if it has one."""
     from safetensors.torch import load_file
 
-    stored = load_file(str(Path(folder) / WEIGHTS))
-    heads = [key for key in stored if key.endswith("score.weight") or ".score.modules_to_save." in key]
-    head = [stored.pop(key) for key in heads]
-    wanted = get_peft_model_state_dict(peft, adapter_name=adapter, save_embedding_layers=False)
-    missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    stored = load_file(str(folder / WEIGHTS)) if (folder / WEIGHTS).is_file() else {}
+    heads = [stored.pop(name) for name in list(stored) if _is_head(name)]
+    return stored, heads[0].float() if heads else None
+
+
+def adapter_weights(peft: Any, adapter: str) -> dict[str, Tensor]:
+    """The parameters of an adapter, without a scalar head's, by the names under which PEFT saves them."""
+    from peft import get_peft_model_state_dict
+
+    named = dict(peft.named_parameters())
+    own = get_peft_model_state_dict(peft, state_dict=named, adapter_name=adapter, save_embedding_layers=False)
+    return {name: parameter for name, parameter in own.items() if not _is_head(name)}
+
+
+def _is_head(name: str) -> bool:
+    return name.endswith("score.weight") or ".score.modules_to_save." in name
+
+
+def fill_adapter(peft: Any, adapter: str, folder: Path, key: str, widen: float | None = None) -> Tensor | None:
+    """Fills an adapter from a folder; returns the `[labels, H]` weight of the folder's scalar head, if it has one."""
+    stored, head = read_weights(folder)
+    fill(adapter_weights(peft, adapter), stored, folder, key, widen)
+    return head
+
+
+@torch.no_grad()
+def fill(
+    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], folder: Path, key: str, widen: float | None = None
+) -> None:
+    """Copies `stored`, read from `folder`, into the tensors of the same names in `own`: every one of them or none.
+
+    With `widen`, the ratio of the two scalings, an adapter may have a higher rank than the stored one and sit on more
+    layers: B is zero in what is new and rescaled in what is old, so that the model computes what it did before. Raises
+    a Refusal of `key=folder`.
+    """
+    missing = sorted(own.keys() - stored.keys()) if widen is None else []
+    extra = sorted(stored.keys() - own.keys())
     if missing or extra:
-        raise ValueError(
-            f"{folder}: {WEIGHTS} does not fit this base: {len(missing)} tensors are missing (first: {missing[:1]}) "
-            "and "
-            f"{len(extra)} have no place (first: {extra[:1]}); it was trained with other target modules or on another "
-            "base"
-        )
-    for key, tensor in stored.items():
-        if tensor.shape != wanted[key].shape:
-            raise ValueError(
-                f"{folder}: {key} has shape {tuple(tensor.shape)}, this base needs {tuple(wanted[key].shape)}; it was "
-                "trained "
-                "on another base"
-            )
-    set_peft_model_state_dict(peft, stored, adapter_name=adapter)
-    return head[0].float() if head else None
+        why = f"{len(missing)} tensors are missing ({missing[:1]}), {len(extra)} have no place ({extra[:1]})"
+        fix = "the adapter.args.target_modules and model.path that it was trained with, or train it again"
+        raise Refusal(key, folder, f"{why}; it was trained with other target modules or on another base", fix=fix)
+    for name, given in stored.items():
+        if not _fits(name, given, own[name], widen is not None):
+            why = f"{name} has shape {tuple(given.shape)}, this base needs {tuple(own[name].shape)}"
+            fix = "the model.path and adapter.args that it was trained with, or train it again"
+            raise Refusal(key, folder, f"{why}; it was trained on another base", fix=fix)
+    for name, given in stored.items():
+        if widen is not None and ".lora_B." in name:
+            own[name].zero_()
+            given = given * widen
+        own[name][tuple(map(slice, given.shape))].copy_(given)
+
+
+def _fits(name: str, given: Tensor, own: Tensor, widen: bool) -> bool:
+    """A is `[rank, in]`, B is `[out, rank]`: only the rank may grow."""
+    if not widen:
+        return given.shape == own.shape
+    rank = 0 if ".lora_A." in name else 1
+    return (
+        given.ndim == own.ndim == 2
+        and given.shape[1 - rank] == own.shape[1 - rank]
+        and given.shape[rank] <= own.shape[rank]
+    )
 
 
 def switch_adapter(peft: Any, adapter: str | None) -> None:
@@ -219,8 +232,6 @@ def copy_adapter(peft: Any, source: str | None, target: str) -> None:
 
 def copy_config(config: Any) -> Any:
     """The same LoRA with plain initialization: the weights are loaded over it, the base must not be touched."""
-    import copy
-
     config = copy.deepcopy(config)
     config.inference_mode = False
     config.lora_dropout = 0.0

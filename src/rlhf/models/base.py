@@ -1,7 +1,7 @@
 """Bases and scalar heads, loaded or made, in 4 bit or not; what of them a stage leaves."""
 
 import inspect
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from rlhf.config import Stage
-from rlhf.errors import ConfigError, nearest
+from rlhf.errors import Refusal, nearest
 from rlhf.models.layers import plain_4bit_kernels
-from rlhf.models.tokenizer import stops
+from rlhf.models.tokenizer import pretrained, stops
 
 
 class Score(nn.Linear):
-    """The scalar head of a reward model, in fp32 whatever the backbone and autocast compute in: `[..., H]` to `[..., 1]`."""
+    """The scalar head of a reward model, in fp32 whatever the backbone computes in: `[..., H]` to `[..., 1]`."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -25,48 +25,21 @@ class Score(nn.Linear):
 def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: bool = False) -> Any:
     """The base of a stage: a causal LM, or with `reward` a sequence classifier with one fp32 scalar head.
 
-    `path` replaces `model.path`: with adapter=none the stages hand each other whole models. On a GPU frozen weights are held in
-    bf16; on the CPU, and where they are trained, in fp32, since a step below 1/256 of a bf16 weight is lost. Linear layers are held
-    in what the group `quantization` says.
+    `path` replaces `model.path`: with adapter=none the stages hand each other whole models. On a GPU frozen weights are
+    held in bf16; on the CPU, and where they are trained, in fp32, since a step below 1/256 of a bf16 weight is lost.
+    Linear layers are held in what the group `quantization` says.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    model = stage.model
-    torch.manual_seed(stage.seed)
-    source, fresh = path or model.path, True
-    kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-    labels = {"num_labels": 1} if reward else {}
-    if source is None:
-        assert model.init is not None
-        sizes = {k: v for k, v in model.init.items() if k != "model_type"}
-        special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = AutoConfig.for_model(str(model.init["model_type"]), **sizes, **special, **labels)
-        base = kind.from_config(config, attn_implementation=model.attention)
-    else:
-        try:
-            base, loaded = kind.from_pretrained(
-                source,
-                revision=model.revision if source == model.path else None,
-                attn_implementation=model.attention,
-                trust_remote_code=model.trust_remote_code,
-                **placement(stage),
-                output_loading_info=True,
-                **labels,
-            )
-            fresh = any("score" in name for name in loaded["missing_keys"])
-        except OSError as error:
-            reason = str(error).splitlines()[0][:300]
-            raise ConfigError(
-                f"model.path={source} can't be loaded: {reason}\n"
-                "  fix: check the name, `hf auth login` for a gated model, or model.path=<local folder>"
-            ) from error
-    embeddings: Any = base.get_input_embeddings()
-    if embeddings.num_embeddings < len(tokenizer):
-        raise ConfigError(
-            f"model.path={source}: {len(tokenizer)} tokens, but embeddings for {embeddings.num_embeddings}"
+    torch.manual_seed(stage.seed)  # new adapters are drawn after it: all first weights of a run follow from its seed
+    source = path or stage.model.path
+    base, fresh = _from_scratch(stage, tokenizer, reward) if source is None else _loaded(stage, source, reward)
+    if (rows := base.get_input_embeddings().num_embeddings) < len(tokenizer):
+        why = f"it has embeddings for {rows} tokens, the tokenizer has {len(tokenizer)}"
+        raise Refusal(
+            "model.path", source, why, fix="the tokenizer that belongs to it, or model.pad_token=<one it knows>"
         )
     plain_4bit_kernels(base)
     base.config.pad_token_id = tokenizer.pad_token_id
@@ -78,21 +51,51 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
     return base
 
 
+def _from_scratch(stage: Stage, tokenizer: Any, reward: bool) -> tuple[Any, bool]:
+    """Random weights of the sizes `model.init`, and that their head is new."""
+    from transformers import AutoConfig
+
+    assert stage.model.init is not None
+    sizes = {k: v for k, v in stage.model.init.items() if k != "model_type"}
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    kind, labels = _kind(reward)
+    config = AutoConfig.for_model(str(stage.model.init["model_type"]), **sizes, **special, **labels)
+    return kind.from_config(config, attn_implementation=stage.model.attention), True
+
+
+def _loaded(stage: Stage, source: str, reward: bool) -> tuple[Any, bool]:
+    """The weights at `source`, a hub id or a folder, and whether their head is new."""
+    kind, labels = _kind(reward)
+    base, report = pretrained(
+        kind,
+        source,
+        "model.path",
+        raised=OSError,
+        revision=stage.model.revision if source == stage.model.path else None,
+        attn_implementation=stage.model.attention,
+        trust_remote_code=stage.model.trust_remote_code,
+        output_loading_info=True,
+        **placement(stage),
+        **labels,
+    )
+    return base, any("score" in name for name in report["missing_keys"])
+
+
+def _kind(reward: bool) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return (AutoModelForSequenceClassification, {"num_labels": 1}) if reward else (AutoModelForCausalLM, {})
+
+
 def placement(stage: Stage) -> dict[str, Any]:
     """Where the weights of a stage lie, and how: what every `from_pretrained` is told."""
     on_gpu, frozen = stage.hardware.device == "cuda", stage.adapter.name != "none"
     return {
         "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" and frozen else torch.float32,
         "quantization_config": quantization_config(stage),
-        "device_map": {"": _local_gpu()} if on_gpu else None,
+        "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else None,
         "use_safetensors": True,
     }
-
-
-def _local_gpu() -> int:
-    import os
-
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _settle_generation(model: Any, tokenizer: Any) -> None:
@@ -115,7 +118,7 @@ def _fp32_head(base: Any, fresh: bool) -> None:
 
 
 def save_final(model: Any, tokenizer: Any, folder: Path) -> None:
-    """What Hugging Face users expect: adapter or model in safetensors, its config, the tokenizer with its chat template."""
+    """What Hugging Face users expect: adapter or model in safetensors, its config, tokenizer and chat template."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
@@ -125,14 +128,8 @@ def save_final(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def adapter_base(folder: Path) -> str | None:
-    """The base that an adapter folder was trained on, or None for a whole model."""
-    config = folder / "adapter_config.json"
-    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
-
-
 def quantization_config(stage: Stage) -> Any:
-    """The group `quantization` as a BitsAndBytesConfig, or None; its class swallows typos, so the signature is the judge."""
+    """The group `quantization` as a BitsAndBytesConfig, or None; its class swallows typos, its signature tells them."""
     if stage.quantization.name == "none":
         return None
     from transformers import BitsAndBytesConfig
@@ -140,7 +137,8 @@ def quantization_config(stage: Stage) -> Any:
     known = set(inspect.signature(BitsAndBytesConfig.__init__).parameters) - {"self", "kwargs"}
     for key in stage.quantization.args:
         if key not in known:
-            raise ConfigError(f"quantization.args.{key} is not a field of BitsAndBytesConfig{nearest(key, known)}")
+            why = f"not a field of BitsAndBytesConfig{nearest(key, known)}"
+            raise Refusal(f"quantization.args.{key}", stage.quantization.args[key], why)
     compute = "bfloat16" if stage.hardware.precision == "bf16" else "float32"
     # the scalar head must stay out of it: quantized, it could not be trained or loaded back
     fixed = {"llm_int8_skip_modules": ["lm_head", "score", "classifier"], "bnb_4bit_compute_dtype": compute}

@@ -1,4 +1,4 @@
-"""Layers that compute the same for less: attention in fp32 on a CPU, a dense copy of a 4-bit base, LoRA that keeps its input once."""
+"""Layers that compute the same for less: fp32 attention on a CPU, a dense copy of a 4-bit base, LoRA without copies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,15 +1,8 @@
-"""Log-probabilities of chosen tokens in fp32, without ever storing logits over the vocabulary.
-
-`[N, vocabulary]` logits are what made stock PPO need gigabytes for a 41M-parameter model. Here the LM head runs over
-`chunk` tokens at a time, and backward either recomputes a chunk (`torch.utils.checkpoint`) or, when the head is frozen,
-as it is under LoRA, multiplies by a derivative that forward already took: one number per token has one gradient row per
-token.
-
-"""
+"""A role: a backbone, the adapter to switch on, and a head; how it is saved and loaded."""
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhf.models.adapters import WEIGHTS, switch_adapter
+from rlhf.errors import Refusal
+from rlhf.models.adapters import WEIGHTS, adapter_weights, fill, read_weights, switch_adapter
 
 # Low enough that the probability underflows to 0, finite so that 0 * logit stays 0 in the entropy.
 SUPPRESSED = -1e30
@@ -41,6 +35,8 @@ class ScalarHead(nn.Module):
     """`[..., H]` hidden states to `[...]` numbers in fp32, whatever the backbone and autocast compute in.
 
     A bf16 head resolves a reward of 4 to 0.03 at best; this one lives outside PEFT, so no adapter switch can lose it.
+    It wraps a linear and is not `base.Score`, since a stock classifier's head stays its own, LoRA and bias included,
+    while Score must be a linear: transformers and PEFT save it as `score.weight`.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -115,6 +111,7 @@ class Role:
             yield from ((n, p) for n, p in self.head.named_parameters(prefix="head") if id(p) not in seen)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """What an optimizer of this role steps, by name; nothing if the role is frozen."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad] if self.trained else []
 
     @contextmanager
@@ -125,8 +122,7 @@ class Role:
         whatever adapter is active then, and shapes would not tell (peft#2832).
         """
         if self.peft is None or self.peft.active_adapter == self.adapter:
-            with nullcontext():
-                yield
+            yield
             return
         before = self.peft.active_adapter
         switch_adapter(self.peft, self.adapter)
@@ -176,12 +172,13 @@ class Role:
             ours = self.logits_of(1.0, ())(self.hidden(ids)[0])
             theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
-            raise ValueError(
-                f"model {type(self.model).__name__}: its logits are not its LM head of its last hidden state (they "
-                "differ by "
-                f"{float((ours - theirs).abs().max()):.3g}), so log-probabilities of reply tokens cannot be computed "
-                "in "
-                "chunks; use an architecture whose head is a plain linear layer, with or without a soft cap"
+            difference = float((ours - theirs).abs().max())
+            raise Refusal(
+                "model",
+                type(self.model).__name__,
+                f"its logits are not its LM head of its last hidden state (they differ by {difference:.3g}), so "
+                "log-probabilities of reply tokens cannot be computed in chunks",
+                fix="an architecture whose head is a plain linear layer, with or without a soft cap",
             )
 
 
@@ -205,9 +202,7 @@ def save_role(role: Role, folder: Path) -> None:
     if role.peft is None:
         role.model.save_pretrained(folder)
         return
-    from peft import get_peft_model_state_dict
-
-    tensors = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
+    tensors = adapter_weights(role.peft, str(role.adapter))
     config = copy.deepcopy(role.peft.peft_config[role.adapter])
     config.inference_mode = True
     if role.head is not None:
@@ -219,31 +214,17 @@ def save_role(role: Role, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-@torch.no_grad()
 def load_role(role: Role, folder: Path) -> None:
-    """Puts back what `save_role` saved, bit for bit; raises ValueError when names or shapes do not match."""
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob(WEIGHTS if role.peft is not None else "model*.safetensors")):
-        tensors |= load_file(str(path))
-    if role.peft is None:
-        own = role.model.state_dict(keep_vars=True)
-        pointers = {own[name].data_ptr() for name in tensors if name in own}
-        missing = [
-            n for n, t in own.items() if n not in tensors and t.data_ptr() not in pointers
-        ]  # tied ones are not saved
+    """Puts back what `save_role` saved, bit for bit; raises a Refusal when names or shapes do not match."""
+    if role.peft is not None:
+        own = adapter_weights(role.peft, str(role.adapter))
+        stored, head = read_weights(folder)
+        own |= {HEAD_KEY: role.head.linear.weight} if role.head is not None else {}
+        stored |= {HEAD_KEY: head} if head is not None else {}
     else:
-        from peft import get_peft_model_state_dict
-
-        names = get_peft_model_state_dict(role.peft, adapter_name=str(role.adapter), save_embedding_layers=False)
-        parameters = {p.data_ptr(): p for p in role.peft.parameters()}
-        own = {name: parameters[tensor.data_ptr()] for name, tensor in names.items()}
-        if role.head is not None:
-            own[HEAD_KEY] = role.head.linear.weight
-        missing = sorted(set(own) - set(tensors))
-    extra = sorted(set(tensors) - set(own))
-    if missing or extra:
-        raise ValueError(
-            f"{folder} does not hold the {role.name} of this run: missing {missing[:2]}, unknown {extra[:2]}"
-        )
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        own, stored = role.model.state_dict(keep_vars=True), {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            stored |= load_file(str(path))
+        pointers = {own[name].data_ptr() for name in stored if name in own}  # of two tied ones, one is saved
+        own = {name: tensor for name, tensor in own.items() if name in stored or tensor.data_ptr() not in pointers}
+    fill(own, stored, folder, f"checkpoint of the {role.name}")

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 
 from rlhf.config import Stage
+from rlhf.errors import Refusal
 from rlhf.models.adapters import (
     WEIGHTS,
+    check_targets,
     copy_adapter,
     copy_config,
-    load_adapter,
-    load_lora,
+    fill_adapter,
     read_adapter_config,
     switch_adapter,
 )
@@ -22,6 +24,8 @@ from rlhf.models.base import load_base
 from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.roles import Role, ScalarHead, disable_dropout
 from rlhf.models.tokenizer import check_tokenizer
+
+START, REWARD = "method.start_from", "method.reward_model"
 
 
 @dataclass
@@ -55,21 +59,26 @@ def shared_roles(
     adapter and head, or with `value_head="zero"` with a head of zeros, as in the code of Ziegler et al.; without a
     reward adapter it starts from the policy's, with a head of zeros.
 
-    Raises ValueError when a folder does not fit: another base, tokenizer, shape or target module, or no head.
+    Raises a Refusal when a folder does not fit: another base, tokenizer, shape or target module, or no head. It names
+    the two starts as the configuration does, `method.start_from` and `method.reward_model`.
     """
     from peft import PeftModelForCausalLM
 
     if value_head not in ("copy", "zero"):
-        raise ValueError(f"value_head = {value_head!r} is not allowed (copy, zero)")
+        raise Refusal("value_head", value_head, "is unknown", allowed=("copy", "zero"))
     if policy_start is None and lora is None:
-        raise ValueError("policy_start = None needs a LoRA config to start a fresh adapter from")
+        raise Refusal(START, None, "a fresh adapter needs a LoRA config", fix="lora=LoraConfig(...)")
     plain_4bit_kernels(base)
-    trained_on = getattr(base.config, "_name_or_path", None)
-    policy_config = read_adapter_config(policy_start, trained_on, "policy_start") if policy_start else copy_config(lora)
-    policy_config.task_type = "CAUSAL_LM"
-    peft = PeftModelForCausalLM(base, policy_config, adapter_name="policy")
     if policy_start:
-        load_adapter(peft, "policy", policy_start)
+        policy_start = Path(policy_start)
+        config = read_adapter_config(policy_start, getattr(base.config, "_name_or_path", None), START)
+    else:
+        check_targets(lora, base)
+        config = copy_config(lora)
+    config.task_type = "CAUSAL_LM"
+    peft = PeftModelForCausalLM(base, config, adapter_name="policy")
+    if policy_start:
+        fill_adapter(peft, "policy", policy_start, START)
     copy_adapter(peft, "policy", "reference")
     folders = [reward_start] if isinstance(reward_start, str | Path) else list(reward_start)
     rewards = [_add_reward(peft, base, tokenizer, Path(folder), i) for i, folder in enumerate(folders)]
@@ -94,47 +103,40 @@ def shared_roles(
 def _add_reward(peft: Any, base: Any, tokenizer: Any, folder: Path, index: int) -> Role:
     """One reward model on the base: its adapter and its frozen head."""
     name = f"reward{index or ''}"
-    config = read_adapter_config(folder, getattr(base.config, "_name_or_path", None), "reward_start")
-    check_tokenizer(folder, tokenizer, "reward_start")
+    config = read_adapter_config(folder, getattr(base.config, "_name_or_path", None), REWARD)
+    check_tokenizer(folder, tokenizer, REWARD)
     config.task_type = "CAUSAL_LM"
     peft.add_adapter(name, config)
-    weight = load_adapter(peft, name, folder)
-    head = reward_head(weight, base, f"reward_start = {folder}")
-    head.requires_grad_(False)
+    head = reward_head(fill_adapter(peft, name, folder, REWARD), base, folder, REWARD)
     return Role("reward", base, peft=peft, adapter=name, head=head)
 
 
-def reward_head(weight: Tensor | None, base: Any, what: str) -> ScalarHead:
-    """The head that `load_adapter` found; raises ValueError when there is none, or one of several labels."""
+def reward_head(weight: Tensor | None, base: Any, folder: Path, key: str) -> ScalarHead:
+    """The frozen head that an adapter folder holds; a Refusal of `key=folder` if it has none, or several labels."""
     hidden_size = base.config.get_text_config().hidden_size
     if weight is None:
-        raise ValueError(
-            f"{what}: {WEIGHTS} has no `score.weight`, so this is not the adapter of a reward model "
-            "(or its head was not saved); train one with task_type=SEQ_CLS, which saves the head"
+        why = f"{WEIGHTS} has no `score.weight`, so it is not the adapter of a reward model, or its head was not saved"
+        raise Refusal(
+            key, folder, why, fix="train one with method=reward, or with task_type=SEQ_CLS, which saves the head"
         )
     if tuple(weight.shape) != (1, hidden_size):
-        raise ValueError(
-            f"{what}: the `score` head has shape {tuple(weight.shape)}, wanted (1, {hidden_size}): one label on this base"
-        )
-    return ScalarHead.of_size(hidden_size, weight, base.device)
+        why = f"its `score` head has shape {tuple(weight.shape)}, wanted (1, {hidden_size}): one label on this base"
+        raise Refusal(key, folder, why, fix="train it again with one label, on this base")
+    return ScalarHead.of_size(hidden_size, weight, base.device).requires_grad_(False)
 
 
 def scalar_role(name: str, model: Any, trained: bool) -> Role:
     """A reward or value role from a sequence classifier, plain or under PEFT."""
     peft, base = unwrap(model)
-    score = getattr(base, "score", None)
+    score, key = getattr(base, "score", None), f"{name}_model"
     if score is None:
-        raise ValueError(
-            f"{name} model {type(base).__name__} has no `score` head; load it with AutoModelForSequenceClassification"
-        )
+        fix = "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)"
+        raise Refusal(key, type(base).__name__, "has no `score` head", fix=fix)
     if peft is not None and hasattr(score, "modules_to_save"):
         score = score.modules_to_save[peft.active_adapter]
     if score.out_features != 1:
-        raise ValueError(
-            f"{name} model has {score.out_features} labels and none is chosen; load it with num_labels=1, or pass a "
-            "function "
-            "that picks the label as a scorer"
-        )
+        why = f"has {score.out_features} labels and none is chosen"
+        raise Refusal(key, type(base).__name__, why, fix="num_labels=1, or a function that picks the label as a scorer")
     adapter = peft.active_adapter if peft is not None else None
     return Role(name, base, peft=peft, adapter=adapter, head=ScalarHead(score), trained=trained)
 
@@ -143,48 +145,44 @@ def unwrap(model: Any) -> tuple[Any, Any]:
     return (model, model.get_base_model()) if isinstance(model, PeftModel) else (None, model)
 
 
+@torch.random.fork_rng()
 def load_roles(
     stage: Stage, tokenizer: Any, folders: Mapping[str, Path | None], reward: Path | None = None
 ) -> dict[str, Role]:
-    """Roles by name from the folders that stages left; None stands for the bare base. `reward` adds a role of that name.
+    """Frozen roles by name from the folders that stages left; None stands for the bare base. `reward` adds a role of
+    that name.
 
-    Adapters share one base; with adapter=none each folder is a model of its own.
+    Adapters share one base; with adapter=none each folder is a model of its own. The global generators stay as they
+    were.
     """
     if stage.adapter.name == "none":
-        roles = {}
-        for name, folder in folders.items():
-            roles[name] = Role(name, load_base(stage, tokenizer, path=str(folder) if folder else None).eval())
+        roles = {
+            name: Role(name, load_base(stage, tokenizer, path=str(folder) if folder else None).eval())
+            for name, folder in folders.items()
+        }
         if reward is not None:
-            pass
-
-            roles["reward"] = scalar_role(
-                "reward", load_base(stage, tokenizer, path=str(reward), reward=True).eval(), trained=False
-            )
+            model = load_base(stage, tokenizer, path=str(reward), reward=True).eval()
+            roles["reward"] = scalar_role("reward", model, trained=False)
         return roles
     from peft import PeftModelForCausalLM
 
-    base, peft = load_base(stage, tokenizer), None
-    adapters = {name: folder for name, folder in folders.items() if folder is not None}
-    if reward is not None:
-        adapters["reward"] = reward
-    heads: dict[str, Any] = {}
-    for name, folder in adapters.items():
+    base, peft, heads = load_base(stage, tokenizer), None, {}
+    folders = {**folders, **({"reward": reward} if reward else {})}
+    for name, folder in folders.items():
+        if folder is None:
+            continue
         config = read_adapter_config(folder, base.config._name_or_path, name)
         config.task_type = "CAUSAL_LM"
         if peft is None:
             peft = PeftModelForCausalLM(base, config, adapter_name=name)
         else:
             peft.add_adapter(name, config)
+        weight = fill_adapter(peft, name, folder, name)
         if name == "reward":
-            heads[name] = load_adapter(peft, name, folder)
-        else:
-            load_lora(peft, folder, name)
+            heads[name] = reward_head(weight, base, folder, name)
     base.eval().requires_grad_(False)
     disable_dropout(base)
-    roles = {}
-    for name, folder in (dict(folders) | ({"reward": reward} if reward else {})).items():
-        head = None
-        if name in heads:
-            head = reward_head(heads[name], base, f"reward = {folder}")
-        roles[name] = Role(name, base, peft=peft, adapter=name if folder else None, head=head)
-    return roles
+    return {
+        name: Role(name, base, peft=peft, adapter=name if folder else None, head=heads.get(name))
+        for name, folder in folders.items()
+    }

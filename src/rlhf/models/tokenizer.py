@@ -8,7 +8,7 @@ from rlhf.config import Model, Stage, template_file
 from rlhf.data import contract
 from rlhf.data.prepare import Ledger
 from rlhf.data.tokens import Renderer
-from rlhf.errors import ConfigError, nearest
+from rlhf.errors import Refusal, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,8 @@ def load_tokenizer(stage: Stage) -> "PreTrainedTokenizerBase":
     """The tokenizer of `model.path`, or for random weights one trained on the rows of the stage.
 
     Raises:
-        ConfigError: a named token that isn't in the vocabulary, no padding token, or padding equal to EOS: then the end of a
+        Refusal: a named token that isn't in the vocabulary, no padding token, or padding equal to EOS: then the end of
+        a
             reply would be masked as padding, and the model would never learn to stop.
     """
     from transformers import AutoTokenizer
@@ -31,18 +32,27 @@ def load_tokenizer(stage: Stage) -> "PreTrainedTokenizerBase":
         kept = stage.path / "tokenizer"  # a resumed stage must go on with the same tokenizer
         tokenizer = AutoTokenizer.from_pretrained(kept) if kept.is_dir() else _trained(stage)
     else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:300]
-            raise ConfigError(
-                f"model.path={model.path}: its tokenizer can't be loaded: {reason}\n"
-                "  fix: check the name, `hf auth login` for a gated model, or model.path=<local folder>"
-            ) from error
+        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        tokenizer = pretrained(AutoTokenizer, model.path, "model.path", **options)
     _settle(tokenizer, model)
     return tokenizer
+
+
+def pretrained(
+    kind: Any,
+    source: object,
+    key: str,
+    allowed: Iterable[str] = (),
+    raised: Any = (OSError, ValueError),
+    **options: Any,
+) -> Any:
+    """`kind.from_pretrained(source)`; a name, folder or file that it can't use is a Refusal of `key=source`."""
+    try:
+        return kind.from_pretrained(source, **options)
+    except raised as error:
+        fix = "check the name, `hf auth login` for a gated model, or give a local folder"
+        why = f"{kind.__name__} can't load it: {str(error).splitlines()[0][:300]}"
+        raise Refusal(key, source, why, allowed=allowed, fix=fix) from error
 
 
 def renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
@@ -66,25 +76,18 @@ def _settle(tokenizer: "PreTrainedTokenizerBase", model: Model) -> None:
     for key, token in (("eos_token", model.eos_token), ("pad_token", model.pad_token)):
         if token is not None:
             if token not in vocabulary:
-                raise ConfigError(
-                    f"model.{key}={token} is not in the vocabulary of {model.path}{nearest(token, vocabulary)}"
-                )
+                why = f"not in the vocabulary of {model.path}{nearest(token, vocabulary)}"
+                raise Refusal(f"model.{key}", token, why, fix=f"model.{key}=null, which keeps the tokenizer's own")
             setattr(tokenizer, key, token)
     if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"model.eos_token=null, and the tokenizer of {model.path} has none\n  fix: model.eos_token=<its end token>"
-        )
+        why = f"the tokenizer of {model.path} has none"
+        raise Refusal("model.eos_token", "null", why, fix="model.eos_token=<its end token>")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        spare = [
-            t
-            for t in ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>")
-            if t in vocabulary
-        ]
+        usual = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>")
+        spare = next((token for token in usual if token in vocabulary), "<a token that never occurs in text>")
         is_now = "has none" if tokenizer.pad_token_id is None else f"equals the EOS token {tokenizer.eos_token}"
-        raise ConfigError(
-            f"model.pad_token={model.pad_token}: the padding token of {model.path} {is_now}, so replies would never learn to end\n"
-            f"  fix: model.pad_token={spare[0] if spare else '<a token that never occurs in text>'}"
-        )
+        why = f"the padding token of {model.path} {is_now}, so replies would never learn to end"
+        raise Refusal("model.pad_token", model.pad_token, why, fix=f"model.pad_token={spare}")
     tokenizer.padding_side = "right"
 
 
@@ -131,8 +134,8 @@ def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
 def stops(tokenizer: Any, model: Any) -> tuple[int, ...]:
     """Every id that ends a reply: the tokenizer's EOS and those of the model's generation config.
 
-    Chat models often have two (end of turn, end of text). Ids only, no strings: a string can end inside a token, which would
-    then be neither in the reply nor out of it.
+    Chat models often have two (end of turn, end of text). Ids only, no strings: a string can end inside a token, which
+    would then be neither in the reply nor out of it.
     """
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
@@ -156,7 +159,6 @@ def check_tokenizer(folder: Path, tokenizer: Any, key: str) -> None:
     ours, theirs = tokenizer.get_vocab(), stored.get_vocab()
     if ours != theirs:
         differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        raise ValueError(
-            f"{key} = {folder}: its tokenizer differs from the policy's in {len(differing)} tokens (first: "
-            f"{differing[:3]}); train the reward model with this tokenizer, or use it as a separate scorer of text"
-        )
+        why = f"its tokenizer differs from the policy's in {len(differing)} tokens (first: {differing[:3]})"
+        fix = "train the reward model with this tokenizer, or use it as a separate scorer of text"
+        raise Refusal(key, folder, why, fix=fix)

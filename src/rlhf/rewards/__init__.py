@@ -1,1 +1,1 @@
-"""Everything that scores replies: rules, reward models, classifiers, and the names that the configuration gives them."""
+"""Everything that scores replies: rules, reward models, classifiers, and what the configuration calls them."""

@@ -1,4 +1,4 @@
-"""What `method.reward_model` names, or a judge: told apart and checked before any weight is loaded, then loaded as scorers."""
+"""What `method.reward_model` or a judge names: checked before any weight is loaded, then loaded as scorers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config import Stage
-from rlhf.errors import ConfigError, nearest
+from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.models.adapters import CONFIG, read_adapter_config
 from rlhf.models.base import load_base, placement
 from rlhf.models.layers import plain_4bit_kernels
-from rlhf.models.tokenizer import check_tokenizer
+from rlhf.models.tokenizer import check_tokenizer, pretrained
 from rlhf.rewards.functions import PREFIX, RULES, unknown_rule
 from rlhf.rewards.scorers import FunctionScorer, TextScorer
 
@@ -33,7 +33,7 @@ def named_rewards(stage: Stage, tokenizer: Any, rows: Any) -> list[Named]:
     """The rewards of a stage in the order of its configuration; reads configs and tokenizers, no weights.
 
     Raises:
-        ConfigError, ValueError: something that is not there, does not fit the base, or has several labels and none
+        Refusal: something that is not there, does not fit the base, or has several labels and none
             chosen; a rule on rows that lack what it reads.
     """
     label = stage.method.reward_label
@@ -41,9 +41,8 @@ def named_rewards(stage: Stage, tokenizer: Any, rows: Any) -> list[Named]:
     for reward in found:
         check_columns(reward, rows, stage.dataset.path)
     if label is not None and not any(reward.kind == "text" for reward in found):
-        raise ConfigError(
-            f"method.reward_label={label}, but no reward model of this run has labels\n  fix: method.reward_label=null"
-        )
+        why = "no reward model of this run has labels"
+        raise Refusal("method.reward_label", label, why, fix="method.reward_label=null")
     return found
 
 
@@ -53,10 +52,8 @@ def check_columns(reward: Named, rows: Mapping[str, Sequence[str | None]], where
         return
     column = RULES[reward.source.removeprefix(PREFIX)].reads
     if any(value in ("", "null", None) for value in rows[column]):
-        raise ConfigError(
-            f"{key}={reward.source} compares with `{column}`, which rows of {where} lack\n"
-            "  fix: dataset.columns with a completion or messages, or another reward"
-        )
+        why = f"compares with `{column}`, which rows of {where} lack"
+        raise Refusal(key, reward.source, why, fix="dataset.columns with a completion or messages, or another reward")
 
 
 def named_reward(
@@ -69,10 +66,8 @@ def named_reward(
         return Named(source, "function")
     if (Path(source) / CONFIG).is_file():
         if stage.adapter.name == "none":
-            raise ConfigError(
-                f"{key}={source} holds an adapter, which needs a shared base\n"
-                "  fix: adapter=lora, or a reward model trained with adapter=none"
-            )
+            fix = "adapter=lora, or a reward model trained with adapter=none"
+            raise Refusal(key, source, "holds an adapter, which needs a shared base", fix=fix)
         read_adapter_config(Path(source), stage.model.path, key)
         check_tokenizer(Path(source), tokenizer, key)
         return Named(source, "adapter")
@@ -82,28 +77,17 @@ def named_reward(
 def _classifier(source: str, tokenizer: Any, chosen: str | None, key: str, label_key: str) -> Named:
     from transformers import AutoConfig, AutoTokenizer
 
-    try:
-        config: Any = AutoConfig.from_pretrained(source)
-        own: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}={source} can't be read: {str(error).splitlines()[0][:300]}\n"
-            f"  allowed: a folder with {CONFIG}, a sequence classifier with its tokenizer, {PREFIX}<name>"
-        ) from error
+    allowed = (f"a folder with {CONFIG}", "a sequence classifier with its tokenizer", f"{PREFIX}<name>")
+    config, own = (pretrained(kind, source, key, allowed) for kind in (AutoConfig, AutoTokenizer))
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise ConfigError(
-            f"{key}={source} is a {', '.join(kinds) or 'model without a head'}, which does not score\n"
-            "  fix: a model for sequence classification, such as the `final` folder of a reward stage"
-        )
+        fix = "a model for sequence classification, such as the `final` folder of a reward stage"
+        raise Refusal(key, source, f"is a {', '.join(kinds) or 'model without a head'}, which does not score", fix=fix)
     labels = {str(name): int(index) for index, name in config.id2label.items()}
     if len(labels) > 1 and chosen not in labels:
         wrong = f"{label_key}{chosen} is none of them{nearest(chosen, labels)}"
-        what = "none is chosen" if chosen is None else wrong
-        raise ConfigError(
-            f"{key}={source} has {len(labels)} labels ({', '.join(list(labels)[:20])}) and {what}\n"
-            f"  fix: {label_key}{next(reversed(labels))}"
-        )
+        why = f"has {len(labels)} labels, and {'none is chosen' if chosen is None else wrong}"
+        raise Refusal(key, source, why, allowed=list(labels)[:20], fix=f"{label_key}{next(reversed(labels))}")
     same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
     if len(labels) == 1 and same:
         return Named(source, "ids")
@@ -118,7 +102,9 @@ def load_scorer(reward: Named, stage: Stage, tokenizer: Any) -> Any:
         return load_base(stage, tokenizer, path=reward.source, reward=True)
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(reward.source, **placement(stage)).eval()
+    model = pretrained(
+        AutoModelForSequenceClassification, reward.source, KEY, raised=OSError, **placement(stage)
+    ).eval()
     plain_4bit_kernels(model)
     size = stage.hardware.micro_batch_size
     return TextScorer(model.requires_grad_(False), reward.tokenizer, tokenizer, reward.label, size)

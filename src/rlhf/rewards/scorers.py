@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config import Stage
+from rlhf.errors import Refusal
 from rlhf.generation.batches import lay_out
 from rlhf.models.roles import Role
 
@@ -17,18 +18,14 @@ Ids = Sequence[Sequence[int]]
 
 
 class Scorer(Protocol):
-    """Anything that scores replies: token ids of `B` prompts and replies (EOS included) and their dataset rows -> fp32
-    `[B]`.
-    """
+    """Anything that scores replies: ids of `B` prompts and replies (EOS included) and their rows to fp32 `[B]`."""
 
     def __call__(self, prompts: Ids, replies: Ids, rows: Sequence[dict[str, Any]]) -> Tensor: ...
 
 
 @dataclass
 class RoleScorer:
-    """The reward role: its head on the hidden state of the reply's last token, the ids exactly as the policy wrote
-    them.
-    """
+    """The reward role: its head on the hidden state of the reply's last token, the ids as the policy wrote them."""
 
     role: Role
     pad_id: int
@@ -40,7 +37,7 @@ class RoleScorer:
         head = self.role.head
         assert head is not None, f"role {self.role.name} has no scalar head"
         scores = torch.zeros(len(prompts))
-        with self.role.active(), self.autocast(), torch.no_grad():
+        with self.role.active(), self.autocast():
             for batch in lay_out(prompts, replies, self.batch_size, self.pad_id, self.role.device):
                 scores[batch.rows] = head(batch.last_states(self.role.hidden(batch.ids))).cpu()
         return scores
@@ -59,9 +56,8 @@ class FunctionScorer:
         scores = torch.as_tensor(list(self.function(prompt_texts, reply_texts, rows)), dtype=torch.float32)
         if scores.shape != (len(prompts),):
             name = getattr(self.function, "__name__", "the reward function")
-            raise ValueError(
-                f"{name} returned scores of shape {tuple(scores.shape)} for {len(prompts)} replies; one each"
-            )
+            why = f"returned scores of shape {tuple(scores.shape)} for {len(prompts)} replies"
+            raise Refusal("reward_model", name, why, fix="one number a reply")
         return scores
 
 
