@@ -5,12 +5,12 @@ BIN := .venv/bin
 help: ## Show this help
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-install: .venv/installed ## Create .venv and install requirements.txt
+install: .venv/installed ## Create .venv with the requirements and this checkout as an editable package
 
-.venv/installed: requirements.txt
+.venv/installed: pyproject.toml requirements.txt requirements-test.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
 demo: install ## Run the recipe `support` through all its stages and print the result table

@@ -233,8 +233,18 @@ def _weights_of(stage: str, *, _root_: DictConfig) -> str:
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The composed, unresolved config that `python src/train.py <overrides>` would run."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(REPO / "conf")):
+    with initialize_config_dir(version_base="1.3", config_dir=str(checkout("conf"))):
         return compose("train", overrides=grouped(overrides))
+
+
+def checkout(folder: str) -> Path:
+    """`conf` or `recipes`; raises ConfigError in a copy of the package that was installed without them."""
+    if not (REPO / folder).is_dir():
+        raise ConfigError(
+            f"{REPO / folder} does not exist: this copy of rlhf was installed away from its checkout, which holds conf/ and "
+            "recipes/\n  fix: pip install --editable <checkout>"
+        )
+    return REPO / folder
 
 
 def grouped(overrides: Iterable[str]) -> list[str]:
@@ -276,7 +286,7 @@ def _strings(node: Any) -> Iterator[str]:
 
 def options(group: str) -> list[str]:
     """The options of a config group, or for `recipes` every `<recipe>/<stage>`."""
-    root = REPO / ("recipes" if group == "recipes" else f"conf/{group}")
+    root = checkout("recipes") if group == "recipes" else checkout("conf") / group
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
