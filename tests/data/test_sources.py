@@ -95,3 +95,32 @@ def test_missing_files_splits_and_generators_are_refused_with_what_there_is(comp
 def test_the_hub_offline_says_what_to_do(compose_stage):
     with pytest.raises(DataError, match="fix: check the name"):
         list(read(compose_stage("dataset=ultrachat").dataset, "train_sft"))
+
+
+MESSAGE = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "p"}
+REPLIES = [MESSAGE | {"message_id": f"r{i}", "parent_id": "a", "role": "assistant", "rank": i} for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (
+            [{"prompt": "p", "chosen": "c"}],
+            r"train.jsonl:1: .*message_id, parent_id, role, text\n  it has: prompt, chosen",
+        ),
+        ([MESSAGE | {"role": "human"}], "train.jsonl:1: role='human' of a message\n  allowed: prompter, assistant"),
+        ([MESSAGE, REPLIES[0] | {"rank": "first"}], "train.jsonl:2: rank='first' must be a number"),
+        ([MESSAGE | {"parent_id": "a"}, *REPLIES], "train.jsonl:1: message_id=a is its own ancestor"),
+    ],
+)
+def test_a_tree_that_is_none_is_named(compose_stage, tmp_path, rows, message):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=message):
+        list(read(compose_stage(f"dataset.path={tmp_path}/train.jsonl", "dataset.format=tree").dataset, "train"))
+
+
+@pytest.mark.parametrize("cell, reason", [(b"caf\xe9", "can't decode"), (b"x" * 200_000, "field larger than")])
+def test_a_csv_that_cannot_be_read_is_named(compose_stage, tmp_path, cell, reason):
+    (tmp_path / "train.csv").write_bytes(b"prompt,completion\n" + cell + b",a\n")
+    with pytest.raises(DataError, match=f"train.csv: after line .: not CSV in UTF-8: .*{reason}"):
+        list(read(compose_stage(f"dataset.path={tmp_path}/train.csv").dataset, "train"))

@@ -48,8 +48,6 @@ def read(dataset: Dataset, split: str, limit: int | None = None) -> Iterator[Row
     else:
         rows = _hub(dataset, split)
     if dataset.format == "tree":
-        pass
-
         rows = rankings(rows)
     return islice(rows, limit)
 
@@ -155,12 +153,15 @@ def _jsonl(file: Path) -> Iterator[Row]:
 def _csv(file: Path) -> Iterator[Row]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
-        for values in reader:
-            if None in values or None in values.values():
-                raise DataError(
-                    f"{file}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns, as in the first line"
-                )
-            yield Row(f"{file}:{reader.line_num}", dict(values))
+        try:
+            for values in reader:
+                if None in values or None in values.values():
+                    raise DataError(
+                        f"{file}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns, as in the first line"
+                    )
+                yield Row(f"{file}:{reader.line_num}", dict(values))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{file}: after line {reader.line_num}: not CSV in UTF-8: {error}") from error
 
 
 def _parquet(file: Path) -> Iterator[Row]:
@@ -195,6 +196,7 @@ def _hub(dataset: Dataset, split: str) -> Iterator[Row]:
 
 
 ROLE = {"prompter": "user", "assistant": "assistant"}
+MESSAGE = ("message_id", "parent_id", "role", "text")
 
 
 def rankings(messages: Iterable[Row]) -> Iterator[Row]:
@@ -202,8 +204,22 @@ def rankings(messages: Iterable[Row]) -> Iterator[Row]:
 
     A reply nobody ranked (`rank` is null) or that was deleted is left out; a message with fewer than two replies left gives no row,
     nor does one whose way to the root is cut by a slice of the split.
+
+    Raises:
+        DataError: a message without one of MESSAGE, with another role or a rank that is no number, or its own ancestor.
     """
-    rows = {row.values["message_id"]: row for row in messages}
+    rows = {}
+    for row in messages:
+        lacking = [column for column in MESSAGE if column not in row.values]
+        if lacking:
+            raise DataError(
+                f"{row.where}: dataset.format=tree reads a message's {', '.join(lacking)}\n  it has: {', '.join(row.values)}"
+            )
+        if row.values["role"] not in ROLE:
+            raise DataError(f"{row.where}: role={row.values['role']!r} of a message\n  allowed: {', '.join(ROLE)}")
+        if not isinstance(row.values.get("rank"), int | float | None):
+            raise DataError(f"{row.where}: rank={row.values['rank']!r} must be a number or null")
+        rows[row.values["message_id"]] = row
     children: dict[str, list[Row]] = {}
     for row in rows.values():
         if row.values["role"] == "assistant" and row.values.get("rank") is not None and not row.values.get("deleted"):
@@ -213,6 +229,8 @@ def rankings(messages: Iterable[Row]) -> Iterator[Row]:
         while at in rows:
             path.append({"role": ROLE[rows[at].values["role"]], "content": rows[at].values["text"]})
             at = rows[at].values["parent_id"]
+            if len(path) > len(rows):
+                raise DataError(f"{rows[parent].where}: message_id={parent} is its own ancestor")
         if len(replies) < 2 or at is not None:
             continue
         values = {"prompt": path[::-1], "replies": [reply.values["text"] for reply in replies]}
