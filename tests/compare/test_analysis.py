@@ -2,11 +2,12 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rlhf.compare.analysis import BEST, analyze
+from rlhf.compare.analysis import BEST, alerts, analyze
 from rlhf.compare.page import write_pages
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.run import _by_gold
@@ -125,12 +126,31 @@ def test_the_report_says_what_was_planted(make, tmp_path):
     assert costs["ppo"]["seconds_all"] == 60.0 * 9 and costs["dpo"]["seconds_all"] == 60.0 * 6
     assert costs["ppo"]["tokens_generated"] == 6 * 64 * 20 * 8
     assert costs["ppo"]["tokens_trained"] == 6 * 64 * 20 * 2 * (5 + 8) + 3 * 2000
-    alerts = {(a["trial"], a["rule"]) for a in report["alerts"]}
-    assert all(trial.startswith("ppo-0.1") or rule != "overoptimization" for trial, rule in alerts)
+    assert report["alerts"] == [], "three points of a trial are too few for any rule that these replies could break"
     write_pages(tmp_path, report)
     assert (tmp_path / "report.html").stat().st_size > 100_000 and "Each setting from" in (
         tmp_path / "report.md"
     ).read_text()
+
+
+def test_the_monitor_names_the_trials_whose_reward_rises_while_the_gold_falls(tmp_path):
+    """SFT and four checkpoints a trial, as a comparison has by default."""
+    comparison = Comparison("support", [f"run.root={tmp_path}"], [1, 2], {"dpo": [0.3], "ppo": [0.1]})
+    trials = [trial for trial in comparison.trials() if trial.arm != "reward"]
+    rng = np.random.default_rng(0)
+
+    def samples(reward, gold):
+        numbers = [{"reward": reward + rng.normal(), "gold": gold + rng.normal()} for _ in range(PROMPTS)]
+        return [s | {"reply": f"reply {next(NUMBERS)}", "length": 10, "ended": True} for s in numbers]
+
+    def checkpoints(slope):
+        return {step: {seed: samples(0.5 * step, slope * step) for seed in (1, 2)} for step in (1, 2, 3, 4)}
+
+    points = {"dpo": {(0.3, step): at for step, at in checkpoints(0.4).items()}}
+    points |= {"ppo": {(0.1, step): at for step, at in checkpoints(-0.8).items()}}
+    evidence = SimpleNamespace(trials=trials, sft={seed: samples(0, 0) for seed in (1, 2)}, points=points)
+    raised = [(a["trial"], a["step"], a["rule"], a["level"]) for a in alerts(evidence)]
+    assert raised == [(f"ppo-0.1-seed{seed}", 4, "overoptimization", "stop") for seed in (1, 2)]
 
 
 def test_equal_arms_are_not_told_apart(make):

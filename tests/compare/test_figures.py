@@ -10,6 +10,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 
 from rlhf.compare import figures
+from rlhf.compare.report import by_order
 from rlhf.output import plots
 from tests.compare.helpers import synthetic_report
 
@@ -112,7 +113,9 @@ def test_a_print_in_black_and_white_keeps_the_policies_apart():
     assert len(set(lines)) == len(set(markers)) == len(plots.STYLES)
     lightness = sorted(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in colours)
     assert min(np.diff(lightness)) > 0.12
-    assert len({figures._style(policy) for policy in ("dpo", "ppo", "best-of-16", "sft")}) == 4
+    policies = ("dpo", "ppo", "best-of-16", "sft", "somebody")  # the last is of none of the names that have a place
+    assert len({figures._style(policy) for policy in policies}) == len(policies)
+    assert by_order(["somebody", *policies[:4]]) == list(policies)
 
 
 def test_gains_count_from_sft_of_the_same_seed_and_the_peak_is_where_the_report_says(drawn):

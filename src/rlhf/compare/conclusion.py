@@ -1,16 +1,14 @@
 """What a comparison's numbers support and what they do not, as one paragraph."""
 
 from collections import Counter
-from typing import Any
 
-from rlhf.compare.figures import named, trained
+from rlhf.compare.report import EqualLength, Overoptimization, Pair, Report, TrialAlert, title, trained
 from rlhf.evaluation.statistics import told_apart
 
-Row = dict[str, Any]
 EXTRAPOLATED = 0.1  # overlap in length below which a rate at equal length is a guess
 
 
-def conclusion(report: Row) -> str:
+def conclusion(report: Report) -> str:
     """One paragraph; each claim holds for these numbers only, and says so."""
     arms = trained(report)
     pair = next((row for row in report["win_rates"] if {row["first"], row["second"]} == {"dpo", "ppo"}), None)
@@ -18,19 +16,19 @@ def conclusion(report: Row) -> str:
     if pair is not None:
         parts += _equal_kl(report, _winner(pair))
     parts += _baselines(report["win_rates"], arms)
-    parts += [_over(arm, report["overoptimization"].get(arm) or {}) for arm in arms]
+    parts += [_over(arm, report["overoptimization"].get(arm)) for arm in arms]
     parts += _costs(report)
     parts += _alerts(report["alerts"], report["failed"])
     return " ".join(parts + _scope(report))
 
 
-def _winner(pair: Row) -> str | None:
+def _winner(pair: Pair) -> str | None:
     if pair["rate"] is None or not told_apart(pair["low"], pair["high"], pair["p_corrected"]):
         return None
     return pair["first"] if pair["rate"] > 0.5 else pair["second"]
 
 
-def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
+def _who_wins(pair: Pair | None, comparisons: int) -> list[str]:
     if pair is None or pair["rate"] is None:
         return ["PPO and DPO were not judged against each other, so nothing here says which is better."]
     winner = _winner(pair)
@@ -39,44 +37,44 @@ def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
     rate, low, high = _for(first, pair, pair)
     numbers = f"95% interval {low:.1%} to {high:.1%}, p = {pair['p_corrected']:.2g} corrected for {comparisons} pairs"
     if winner:
-        said = [f"{named(first)} is preferred to {named(second)}: its win rate is {rate:.1%} ({numbers})."]
+        claim = [f"{title(first)} is preferred to {title(second)}: its win rate is {rate:.1%} ({numbers})."]
     else:
         enough = pair["prompts_to_settle"]
         advice = f"About {enough:,} prompts would settle it." if enough else "More prompts alone would not settle it."
-        apart = f"These data do not tell {named(first)} and {named(second)} apart"
-        said = [f"{apart}: the win rate of {named(first)} is {rate:.1%} ({numbers}).", advice]
-    return said + _equal_length(first, winner, pair)
+        apart = f"These data do not tell {title(first)} and {title(second)} apart"
+        claim = [f"{apart}: the win rate of {title(first)} is {rate:.1%} ({numbers}).", advice]
+    return claim + _equal_length(first, winner, pair)
 
 
-def _for(policy: str, pair: Row, found: Row) -> tuple[float, float, float]:
+def _for(policy: str, pair: Pair, side: Pair | EqualLength) -> tuple[float, float, float]:
     """Rate and interval from the side of `policy`."""
-    values = found["rate"], found["low"], found["high"]
+    values = side["rate"], side["low"], side["high"]
     return values if policy == pair["first"] else (1 - values[0], 1 - values[2], 1 - values[1])
 
 
-def _equal_length(policy: str, winner: str | None, pair: Row) -> list[str]:
-    found = pair.get("length_controlled") or {}
-    if found.get("rate") is None:
+def _equal_length(policy: str, winner: str | None, pair: Pair) -> list[str]:
+    equal = pair.get("length_controlled")
+    if not equal or equal["rate"] is None:
         return ["Whether length explains it was not measured."]
-    rate, low, high = _for(policy, pair, found)
+    rate, low, high = _for(policy, pair, equal)
     numbers = f"{rate:.1%}, {low:.1%} to {high:.1%}"
     if winner:
         if low > 0.5:
-            said = f"At equal length of the replies its margin survives ({numbers})."
+            text = f"At equal length of the replies its margin survives ({numbers})."
         elif high < 0.5:
-            said = f"At equal length of the replies the preference is reversed ({numbers}): its margin is length."
+            text = f"At equal length of the replies the preference is reversed ({numbers}): its margin is length."
         else:
-            said = f"At equal length of the replies its margin is not established ({numbers}, which includes one half)."
+            text = f"At equal length of the replies its margin is not established ({numbers}, which includes one half)."
     elif low > 0.5 or high < 0.5:
-        said = f"At equal length of the replies {named(policy)} would win {numbers}: length hides a difference."
+        text = f"At equal length of the replies {title(policy)} would win {numbers}: length hides a difference."
     else:
-        said = f"Equal length of the replies does not change that ({numbers})."
-    if found["overlap"] is not None and found["overlap"] < EXTRAPOLATED:
-        said += f" Hardly any replies overlap in length (overlap {found['overlap']:.2f}), so this rate is extrapolated."
-    return [said]
+        text = f"Equal length of the replies does not change that ({numbers})."
+    if equal["overlap"] is not None and equal["overlap"] < EXTRAPOLATED:
+        text += f" Hardly any replies overlap in length (overlap {equal['overlap']:.2f}), so this rate is extrapolated."
+    return [text]
 
 
-def _equal_kl(report: Row, winner: str | None) -> list[str]:
+def _equal_kl(report: Report, winner: str | None) -> list[str]:
     rows = [row for row in report["equal_kl"] if row["low"] is not None and row["high"] is not None]
     if not rows:
         note = report.get("equal_kl_note") or "no KL was reached by both arms"
@@ -85,84 +83,84 @@ def _equal_kl(report: Row, winner: str | None) -> list[str]:
     kls = [row["kl"] for row in rows]
     where = f"At equal KL from SFT ({len(rows)} points from {min(kls):.2g} to {max(kls):.2g} nats a reply)"
     if not any(above.values()):
-        said = f"{where} the 95% interval of the difference in true preference includes 0 everywhere"
-        return [said + ("; the margin may come from how far each arm moved." if winner else ".")]
-    counts = " and ".join(f"{named(arm)} at {count or 'none'}" for arm, count in above.items())
-    said = f"{where} the 95% interval of the difference in true preference favours {counts}."
+        text = f"{where} the 95% interval of the difference in true preference includes 0 everywhere"
+        return [text + ("; the margin may come from how far each arm moved." if winner else ".")]
+    counts = " and ".join(f"{title(arm)} at {count or 'none'}" for arm, count in above.items())
+    text = f"{where} the 95% interval of the difference in true preference favours {counts}."
     if winner:
         survives = above[winner] and not min(above.values())
-        said += f" The margin {'survives' if survives else 'does not survive'} there."
-    return [said]
+        text += f" The margin {'survives' if survives else 'does not survive'} there."
+    return [text]
 
 
-def _baselines(pairs: list[Row], arms: list[str]) -> list[str]:
+def _baselines(pairs: list[Pair], arms: list[str]) -> list[str]:
     """Each arm against what needs no training beyond SFT."""
-    said = []
+    claims = []
     for pair in pairs:
         if (pair["first"] in arms) == (pair["second"] in arms) or pair["rate"] is None:
             continue
         winner = _winner(pair) or pair["first"]
         loser = pair["second"] if winner == pair["first"] else pair["first"]
         verb = "is preferred to" if _winner(pair) else "is not told apart from"
-        said.append(f"{named(winner)} {verb} {named(loser)} ({_for(winner, pair, pair)[0]:.1%})")
-    return [f"Against the baselines: {', '.join(said)}."] if said else []
+        claims.append(f"{title(winner)} {verb} {title(loser)} ({_for(winner, pair, pair)[0]:.1%})")
+    return [f"Against the baselines: {', '.join(claims)}."] if claims else []
 
 
-def _over(arm: str, found: Row) -> str:
-    law, fall = found.get("law") or {}, found.get("fall") or {}
-    fell = fall.get("low") is not None and fall["low"] > 0
+def _over(arm: str, over: Overoptimization | None) -> str:
+    law, fall = (over.get("law"), over.get("fall")) if over else (None, None)
+    fell = bool(fall and fall["low"] is not None and fall["low"] > 0)
     signs = []
-    if fell:
+    if fall and fell:
         signs.append(
             f"from KL {fall['kl']:.2g} to its last checkpoint it lost {fall['mean']:.2f} points of true preference "
             f"(95% interval {fall['low']:.2f} to {fall['high']:.2f})"
         )
-    if law.get("turns"):
+    if law and law["turns"]:
         signs.append(
             f"the fitted law turns down at KL {law['peak_kl']:.2g} while the data reach {law['furthest_kl']:.2g}"
         )
     if signs:
-        return f"{named(arm)} {'was' if fell else 'may have been'} over-optimized: {' and '.join(signs)}."
+        return f"{title(arm)} {'was' if fell else 'may have been'} over-optimized: {' and '.join(signs)}."
     if not fall and not law:
-        why = found.get("law_note") or "it has too few checkpoints"
-        return f"Whether {named(arm)} was over-optimized cannot be told: {why.rstrip('.')}."
-    return f"{named(arm)} shows no over-optimization as far as it was trained."
+        why = (over or {}).get("law_note") or "it has too few checkpoints"
+        return f"Whether {title(arm)} was over-optimized cannot be told: {why.rstrip('.')}."
+    return f"{title(arm)} shows no over-optimization as far as it was trained."
 
 
-def _costs(report: Row) -> list[str]:
+def _costs(report: Report) -> list[str]:
     seconds = {row["arm"]: row["seconds_a_trial"] for row in report["costs"]}
-    said = []
+    claims = []
     if seconds.get("ppo") and seconds.get("dpo"):
         slow, fast = sorted(("ppo", "dpo"), key=lambda arm: -seconds[arm])
-        said.append(
-            f"A trial of {named(slow)} took {seconds[slow] / seconds[fast]:.1f} times as long as one of {named(fast)} "
+        claims.append(
+            f"A trial of {title(slow)} took {seconds[slow] / seconds[fast]:.1f} times as long as one of {title(fast)} "
             f"({seconds[slow]:,.0f} s against {seconds[fast]:,.0f} s)."
         )
     if report.get("dpo_with_ppo_time"):
-        said.append(f"With PPO's time: {report['dpo_with_ppo_time'].rstrip('.')}.")
-    return said
+        claims.append(f"With PPO's time: {report['dpo_with_ppo_time'].rstrip('.')}.")
+    return claims
 
 
-def _alerts(alerts: list[Row], failed: list[Row]) -> list[str]:
-    said = "The monitor of reward hacking raised no alert."
+def _alerts(alerts: list[TrialAlert], failed: list[dict[str, str]]) -> list[str]:
+    text = "The monitor of reward hacking raised no alert."
     if alerts:
         counts = Counter(str(alert["level"]).replace("warn", "warning") for alert in alerts)
         levels = " and ".join(_count(counts[level], level) for level in sorted(counts))
         rules, trials = sorted({a["rule"] for a in alerts}), len({a["trial"] for a in alerts})
-        said = f"The monitor of reward hacking raised {levels} in {_count(trials, 'trial')} ({', '.join(rules)})."
-    return [said] + ([f"{_count(len(failed), 'trial')} failed and could not count."] if failed else [])
+        text = f"The monitor of reward hacking raised {levels} in {_count(trials, 'trial')} ({', '.join(rules)})."
+    return [text] + ([f"{_count(len(failed), 'trial')} failed and could not count."] if failed else [])
 
 
-def _scope(report: Row) -> list[str]:
+def _scope(report: Report) -> list[str]:
     setup = report["setup"]
-    seeds, said = len(setup["seeds"]), []
+    seeds, claims = len(setup["seeds"]), []
     if seeds < 3:
-        said.append("With fewer than 3 seeds the intervals are narrower than they should be.")
-    said.append(
+        claims.append("With fewer than 3 seeds the intervals are narrower than they should be.")
+    claims.append(
         f"All this rests on {_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of {report['recipe']}, judged by "
         f"{setup['judge']} at temperature {setup['temperature']:g}; it says nothing about other models, data, judges or settings."
     )
-    return said
+    return claims
 
 
 def _count(n: int, what: str) -> str:

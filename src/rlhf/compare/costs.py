@@ -6,32 +6,33 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.compare.report import Cost, Fairness
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.config import Stage
 from rlhf.runs import record
 
 
-def costs(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Seconds, tokens and memory of an arm's trials; PPO's include its reward models."""
+def costs(comparison: Comparison, trials: Sequence[Trial]) -> tuple[list[Cost], str]:
+    """Seconds, tokens and memory of an arm's trials, PPO's with its reward models; what DPO does in PPO's time."""
     spent: dict[str, list[dict[str, float]]] = {"reward": []}
     for trial in trials:
         run = record.read_run(trial.path)
         spent.setdefault(trial.arm, []).append(
             {"seconds": run["seconds"], "peak": run["peak_memory_mb"]} | tokens(trial.stage)
         )
-    rows = []
+    rows: list[Cost] = []
     for arm in KNOBS:
-        own, scoring = spent[arm], spent["reward"] if arm == "ppo" else []
+        policies, scoring = spent[arm], spent["reward"] if arm == "ppo" else []
         rows.append(
             {
                 "arm": arm,
-                "trials": len(own),
-                "seconds_a_trial": float(np.mean([t["seconds"] for t in own])),
+                "trials": len(policies),
+                "seconds_a_trial": float(np.mean([t["seconds"] for t in policies])),
                 "seconds_reward_model": float(np.mean([t["seconds"] for t in scoring])) if scoring else 0.0,
-                "seconds_all": sum(t["seconds"] for t in own + scoring),
-                "tokens_generated": round(sum(t["generated"] for t in own)),
-                "tokens_trained": round(sum(t["trained"] for t in own + scoring)),
-                "peak_memory_mb": max(t["peak"] for t in own + scoring),
+                "seconds_all": sum(t["seconds"] for t in policies + scoring),
+                "tokens_generated": round(sum(t["generated"] for t in policies)),
+                "tokens_trained": round(sum(t["trained"] for t in policies + scoring)),
+                "peak_memory_mb": max(t["peak"] for t in policies + scoring),
             }
         )
     by_arm = {row["arm"]: row for row in rows}
@@ -40,7 +41,7 @@ def costs(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, Any]:
         f"One PPO trial with its reward model takes {whole:.0f} s; in that time DPO trains "
         f"{whole / by_arm['dpo']['seconds_a_trial']:.1f} trials of {by_arm['dpo']['seconds_a_trial']:.0f} s."
     )
-    return {"costs": rows, "dpo_with_ppo_time": text}
+    return rows, text
 
 
 def tokens(stage: Stage) -> dict[str, float]:
@@ -57,10 +58,10 @@ def tokens(stage: Stage) -> dict[str, float]:
     return {"generated": episodes * reply, "trained": episodes * epochs * (prompt + reply)}
 
 
-def fairness(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, Any]:
+def fairness(comparison: Comparison, trials: Sequence[Trial]) -> Fairness:
     """What the arms share, as their finished runs tell it, and what differs between them."""
     by_arm = {arm: [t for t in trials if t.arm == arm] for arm in (*KNOBS, "reward")}
-    stages = {arm: found[0].stage for arm, found in by_arm.items() if found}
+    stages = {arm: of_arm[0].stage for arm, of_arm in by_arm.items() if of_arm}
 
     def ids(stage: str) -> str:
         return ", ".join(sorted({record.read_run(t.path)["inputs"].get(f"stage:{stage}", "-") for t in trials}))

@@ -23,7 +23,7 @@ from rlhf.evaluation.samples import Sample, to_samples
 from rlhf.process import die_with_parent
 from rlhf.runs import record
 
-Row = dict[str, Any]
+Prompt = dict[str, Any]  # a row of the test set
 Score = Callable[[Sequence[Sample]], list[float]]
 KEPT = ("prompt", "prompt_ids", "messages", "reference", "facts", "reply", "ids", "length", "ended")
 POOL = 16  # samples of the SFT model to each prompt that best-of-n draws from
@@ -94,7 +94,7 @@ class Replies:
         for count, name in enumerate(self._drawn(tasks, rows, min(jobs, len(tasks))), 1):
             print(f"replies of {name}  ({count} of {len(tasks)})", flush=True)
 
-    def _drawn(self, tasks: Sequence[list[int] | Trial], rows: Sequence[Row], jobs: int) -> Iterator[str]:
+    def _drawn(self, tasks: Sequence[list[int] | Trial], rows: Sequence[Prompt], jobs: int) -> Iterator[str]:
         """Do the tasks, in processes of their own if there are several jobs; gives the name of each as it is done."""
         if jobs < 2:
             yield from (self._draw(task, rows) for task in tasks)
@@ -111,7 +111,7 @@ class Replies:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _draw(self, task: list[int] | Trial, rows: Sequence[Row]) -> str:
+    def _draw(self, task: list[int] | Trial, rows: Sequence[Prompt]) -> str:
         """Replies of the SFT model, scored for each of some seeds, or those of a trial's checkpoints."""
         if isinstance(task, Trial):
             self._draw_trial(task, rows)
@@ -119,7 +119,7 @@ class Replies:
         self._draw_pools(task, rows)
         return "sft"
 
-    def _draw_pools(self, seeds: Sequence[int], prompts: Sequence[Row]) -> None:
+    def _draw_pools(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> None:
         from rlhf.evaluation.evaluate import about, answer
 
         roles, _ = self._roles({"policy": self.start}, None)
@@ -131,7 +131,7 @@ class Replies:
             _, reward = self._roles({}, seed)
             _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, reward(samples))
 
-    def _draw_trial(self, trial: Trial, rows: Sequence[Row]) -> None:
+    def _draw_trial(self, trial: Trial, rows: Sequence[Prompt]) -> None:
         from rlhf.evaluation.evaluate import about, answer, reply_kl
 
         missing = {f"step{step}": folder for step, folder in trial.checkpoints() if not self._is_there(trial, step)}

@@ -23,27 +23,11 @@ def run(
 ) -> list[tuple[Trial, str]]:
     """Returns the trials that failed, and why; raises where there is nothing to compare."""
     comparison = Comparison(recipe, overrides, seeds, settings, name)
-    stage = comparison.plan.stage(comparison.stages["ppo"])
-    gold = gold or ("annotator" if stage.dataset.annotator else None)
-    if gold is None:
-        raise ConfigError(
-            f"recipe={recipe}: dataset.annotator=null, so nobody knows the true score of a reply\n"
-            "  fix: gold=reward:<a reward model that neither arm learned from>"
-        )
-    if gold.startswith("openai:"):
-        raise ConfigError(f"gold={gold} can only compare, and gold has to score\n  fix: judge={gold} with another gold")
-    for seed in comparison.seeds:
-        if (
-            gold.removeprefix("reward:")
-            in comparison.trial("ppo", comparison.settings["ppo"][0], seed).stage.method.reward_models
-        ):
-            raise ConfigError(
-                f"gold={gold} is the reward that PPO is trained on\n  fix: a reward model that neither arm learned from"
-            )
-    jobs = jobs or parallel(stage)
+    gold = _gold_judge(comparison, gold)
+    jobs = jobs or parallel(comparison.planned["ppo"])
     failed = comparison.run(jobs)
-    lost = {trial.name for trial, _ in failed}
-    trials = [trial for trial in comparison.trials() if trial.name not in lost]
+    names = {trial.name for trial, _ in failed}
+    trials = [trial for trial in comparison.trials() if trial.name not in names]
     for arm in ("dpo", "ppo"):
         if not any(trial.arm == arm for trial in trials):
             raise ConfigError(f"no trial of {arm} is left to compare: {failed[0][1]}")
@@ -55,9 +39,9 @@ def run(
 
     replies = Replies(comparison, gold)
     replies.make(trials, jobs)
-    decides = judge or gold
-    compare = _by_gold if decides == gold != "annotator" else replies.judge(decides).compare
-    report = analyze(comparison, replies, trials, compare, decides, failed)
+    judge = judge or gold
+    compare = _by_gold if judge == gold != "annotator" else replies.judge(judge).compare
+    report = analyze(comparison, replies, trials, compare, judge, failed)
     report["conclusion"] = conclusion(report)
     files.write_json(comparison.folder / "report.json", report)
     write_pages(comparison.folder, report)
@@ -65,6 +49,25 @@ def run(
     for trial, why in failed:
         print(f"failed   {trial.name}: {why}")
     return failed
+
+
+def _gold_judge(comparison: Comparison, gold: str | None) -> str:
+    """The judge whose score counts as true: `gold`, or the dataset's annotator; raises ConfigError where it can't be."""
+    gold = gold or ("annotator" if comparison.planned["ppo"].dataset.annotator else None)
+    if gold is None:
+        raise ConfigError(
+            f"recipe={comparison.recipe}: dataset.annotator=null, so nobody knows the true score of a reply\n"
+            "  fix: gold=reward:<a reward model that neither arm learned from>"
+        )
+    if gold.startswith("openai:"):
+        raise ConfigError(f"gold={gold} can only compare, and gold has to score\n  fix: judge={gold} with another gold")
+    for seed in comparison.seeds:
+        ppo = comparison.trial("ppo", comparison.settings["ppo"][0], seed).stage
+        if gold.removeprefix("reward:") in ppo.method.reward_models:
+            raise ConfigError(
+                f"gold={gold} is the reward that PPO is trained on\n  fix: a reward model that neither arm learned from"
+            )
+    return gold
 
 
 def _by_gold(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:

@@ -1,6 +1,7 @@
-"""The trials of a comparison: one for each arm, setting and seed, from the same start, on the same pairs; run where they are missing."""
+"""The trials of a comparison, from the same start and on the same pairs: one for each arm, setting and seed; run if missing."""
 
 import copy
+import functools
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf import files
 from rlhf.config import REPO, Stage, needs
@@ -121,15 +123,15 @@ class Comparison:
         """The stages that every trial builds on, in order."""
         return [name for name in self.plan.order if name not in self.stages.values()]
 
-    def _settings(self, arm: str, given: Sequence[float] | None) -> list[float]:
-        own = self.planned[arm].method.args.get(KNOBS[arm])
-        if given is None:
-            if not own:
-                raise ConfigError(f"{KNOBS[arm]}={own} has no neighbours to try\n  fix: {KNOBS[arm]}=[0.05,0.1,0.2]")
-            given = [float(f"{own * factor:.1g}") if factor != 1 else float(own) for factor in FACTORS]
-        if not given or not all(math.isfinite(value) and value >= 0 for value in given):
-            raise ConfigError(f"{KNOBS[arm]}={list(given)}: settings are numbers from 0 upwards")
-        return sorted(set(given))
+    def _settings(self, arm: str, values: Sequence[float] | None) -> list[float]:
+        knob, planned = KNOBS[arm], self.planned[arm].method.args.get(KNOBS[arm])
+        if values is None:
+            if not planned:
+                raise ConfigError(f"{knob}={planned} has no neighbours to try\n  fix: {knob}=[0.05,0.1,0.2]")
+            values = [float(f"{planned * factor:.1g}") if factor != 1 else float(planned) for factor in FACTORS]
+        if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ConfigError(f"{knob}={list(values)}: settings are numbers from 0 upwards")
+        return sorted(set(values))
 
     def _check_shared(self) -> None:
         stages, problems = self.planned, []
@@ -149,28 +151,34 @@ class Comparison:
 
     def trial(self, arm: str, setting: float | None, seed: int) -> Trial:
         """The trial in this comparison's folder, or the recipe's own run of the same inputs if there is none yet."""
-        stage = copy.deepcopy(self.planned[arm])  # what composing with the overrides below gives, at once
-        overrides, stage.seed = [*self.plan.overrides[self.stages[arm]], f"seed={seed}"], seed
+        settings: dict[str, object] = {"seed": seed}
         if setting is not None:
-            overrides.append(f"method.args.{KNOBS[arm]}={setting}")
-            stage.method.args[KNOBS[arm]] = setting
+            settings[f"method.args.{KNOBS[arm]}"] = setting
         if arm == "ppo" and "reward" in self.stages:
-            stage.method.reward_model = f"{self.trial('reward', None, seed).path}/final"
-            overrides.append(f"method.reward_model={stage.method.reward_model}")
+            settings["method.reward_model"] = f"{self.trial('reward', None, seed).path}/final"
         if arm != "reward":
-            overrides.append("method.args.save_total_limit=null")  # every checkpoint is a point of the frontier
-            stage.method.args["save_total_limit"] = None
-        found = Trial(arm, setting, seed, stage, overrides)
-        stage, overrides = copy.deepcopy(stage), [*overrides, f"run.stage={self.name}/{found.name}"]
-        stage.run.stage = f"{self.name}/{found.name}"
+            settings["method.args.save_total_limit"] = None  # every checkpoint is a point of the frontier
+        ours = self._with(arm, setting, seed, settings)
+        settings["run.stage"] = f"{self.name}/{ours.name}"
         if arm != "reward":  # every checkpoint is asked once all trials are there; nothing else is worth a trial's time
-            overrides.append("evaluation.prompts=0")
-            stage.evaluation.prompts = 0
+            settings["evaluation.prompts"] = 0
         if arm == "dpo":
-            overrides.append("method.args.eval_strategy=no")
-            stage.method.args["eval_strategy"] = "no"
-        apart = Trial(arm, setting, seed, stage, overrides)
-        return found if not record.read_run(apart.path) and found.state == "finished" else apart
+            settings["method.args.eval_strategy"] = "no"
+        apart = self._with(arm, setting, seed, settings)
+        return ours if not record.read_run(apart.path) and ours.state == "finished" else apart
+
+    def _with(self, arm: str, setting: float | None, seed: int, settings: dict[str, object]) -> Trial:
+        """A trial with these settings: its stage is what composing with them as overrides gives, without composing again."""
+        stage = copy.deepcopy(self.planned[arm])
+        for key, value in settings.items():
+            *groups, name = key.split(".")
+            group: Any = functools.reduce(getattr, groups, stage)
+            if isinstance(group, dict):
+                group[name] = value
+            else:
+                setattr(group, name, value)
+        overrides = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
+        return Trial(arm, setting, seed, stage, [*self.plan.overrides[self.stages[arm]], *overrides])
 
     def trials(self) -> list[Trial]:
         """Reward models first, since PPO waits for them; then the arms in turn, so that a sweep cut short has both."""

@@ -2,7 +2,6 @@
 
 It knows no trainer and no file, so the same object serves PPO and DPO while they train and finished runs afterwards.
 The rules are `conf/monitor/`: each is a list of conditions that must all hold, for `patience` points in a row.
-
 """
 
 import re
@@ -19,7 +18,7 @@ from rlhf.evaluation.samples import Sample
 from rlhf.monitor.signals import SIGNALS, logged_signals, reply_signals
 
 LEVELS = ("off", "warn", "stop")
-AGREEMENT = 8  # points over which proxy and gold have to agree
+MOST, FEWEST = 8, 4  # points over which reward and gold are compared: the last 8, from the fourth on
 CONDITION = re.compile(r"(\w+) *([<>]) *(?:start *([+-]) *(\d+\.?\d*)|(-?\d+\.?\d*)( *\* *start)?)")
 
 
@@ -125,20 +124,20 @@ class Series:
         smooth |= self._history(smooth, len(recent), replies)
 
     def _history(self, smooth: dict[str, float], recent: int, replies: int) -> dict[str, float]:
-        found, start = {}, self.start
+        signals, start = {}, self.start
         if start.get("reward_std") and "reward_score" in smooth:
-            found["reward_gain"] = (smooth["reward_score"] - start["reward_score"]) / start["reward_std"]
+            signals["reward_gain"] = (smooth["reward_score"] - start["reward_score"]) / start["reward_std"]
         if start.get("gold_std") and "gold_score" in smooth:
             fall = max(p["gold_score"] for p in self.smooth if "gold_score" in p) - smooth["gold_score"]
             error = start["gold_std"] * (2 / (replies * recent)) ** 0.5
-            found |= {"gold_fall": fall / start["gold_std"], "gold_fall_errors": fall / error}
-        both = [p for p in self.points if {"reward_score", "gold_score"} <= set(p)][-AGREEMENT:]
-        if len(both) == AGREEMENT:
-            found["agreement"] = spearman([p["reward_score"] for p in both], [p["gold_score"] for p in both])
+            signals |= {"gold_fall": fall / start["gold_std"], "gold_fall_errors": fall / error}
+        both = [p for p in self.points if {"reward_score", "gold_score"} <= set(p)][-MOST:]
+        if len(both) >= FEWEST:
+            signals["agreement"] = spearman([p["reward_score"] for p in both], [p["gold_score"] for p in both])
         before = self.smooth[-1 - self.window].get("kl", 0.0) if len(self.smooth) > self.window else 0.0
         if "kl" in smooth and before > 0:
-            found["kl_growth"] = smooth["kl"] / before
-        return found
+            signals["kl_growth"] = smooth["kl"] / before
+        return signals
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -165,18 +164,18 @@ def parse(text: str) -> Condition:
 
 def problems(settings: Settings) -> list[str]:
     """Everything about the settings that cannot work, a line or two each."""
-    found = [] if settings.window >= 1 else [f"monitor.window={settings.window} must be at least 1"]
+    wrong = [] if settings.window >= 1 else [f"monitor.window={settings.window} must be at least 1"]
     for name, rule in settings.rules.items():
         key = f"monitor.rules.{name}"
         if rule.level not in LEVELS:
-            found.append(f"{key}.level={rule.level} is not one of {', '.join(LEVELS)}{nearest(rule.level, LEVELS)}")
+            wrong.append(f"{key}.level={rule.level} is not one of {', '.join(LEVELS)}{nearest(rule.level, LEVELS)}")
         if rule.patience < 1:
-            found.append(f"{key}.patience={rule.patience} must be at least 1")
+            wrong.append(f"{key}.patience={rule.patience} must be at least 1")
         if not rule.when:
-            found.append(f"{key}.when is empty, so the rule would always hold\n  fix: {key}.level=off")
+            wrong.append(f"{key}.when is empty, so the rule would always hold\n  fix: {key}.level=off")
         for text in rule.when:
             try:
                 parse(text)
             except ValueError as error:
-                found.append(f"{key}.when: {error}")
-    return found
+                wrong.append(f"{key}.when: {error}")
+    return wrong

@@ -36,7 +36,7 @@ SIGNALS = {
     "reward_gain": "rise of reward_score since the start in standard deviations of the start",
     "gold_fall": "fall of gold_score from its highest in standard deviations of the start",
     "gold_fall_errors": "the same fall in its standard errors",
-    "agreement": "Spearman correlation of reward_score and gold_score over the last 8 points",
+    "agreement": "Spearman correlation of reward_score and gold_score over the last 8 points, from the fourth on",
     "kl_growth": "kl over what it was a window ago",
 }
 
