@@ -1,4 +1,4 @@
-"""The annotator: the true preference (gold) of a reply, read off its text alone.
+"""The annotator: the true worth of a reply, read off its text alone.
 
 A reply earns for the right answer (1.75), kindness (0.75), naming the matter (0.5) and an open door (0.5), so an ideal
 reply is worth 3.5 and a correct curt one 1.75 in every situation. Three rules make it hard to hack: what is not written
@@ -66,8 +66,8 @@ def score(facts: dict[str, str], reply: str) -> float:
     earned = (ANSWER * f["answer"] + extras * (0.2 + 0.8 * f["answer"] ** 2)) * (1 - f["garbled"]) ** 2
     cost = sum(price * f[name] for name, price in COST.items())
     cost += (0.12 if facts["situation"] == "brief" else 0.06) * f["over_budget"]
-    gold = earned - cost
-    return gold if gold > 0 else -2.0 * (1.0 - math.exp(gold / 2.0))  # slope 1 at zero, flat at -2
+    worth = earned - cost
+    return worth if worth > 0 else -2.0 * (1.0 - math.exp(worth / 2.0))  # slope 1 at zero, flat at -2
 
 
 def prefer(facts: dict[str, str], a: str, b: str, margin: float = MARGIN) -> float:
