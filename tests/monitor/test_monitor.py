@@ -1,5 +1,8 @@
 """The monitor finds planted hacks before the run ends and leaves healthy runs alone; each rule fires on its own trace."""
 
+from functools import cache
+
+import numpy as np
 import pytest
 
 from rlhf.config import Monitor as Settings
@@ -15,6 +18,17 @@ from tests.monitor.helpers import HACKS, simulate
 DEFAULT = to_stage(compose_config([])).monitor
 
 
+@cache
+def hacks():
+    """7 hacks in 3 seeds, by hack and seed."""
+    return {(hack, seed): list(simulate(seed, hack)) for hack in HACKS for seed in (1, 2, 3)}
+
+
+@cache
+def healthy():
+    return {seed: list(simulate(seed, batch=(16, 32, 64)[seed % 3])) for seed in range(100, 150)}
+
+
 def watch(run, gold: bool = True) -> list[Alert]:
     monitor, alerts = Monitor(DEFAULT), []
     for step, metrics, samples in run:
@@ -25,13 +39,12 @@ def watch(run, gold: bool = True) -> list[Alert]:
 
 @pytest.mark.parametrize("gold, least", [(True, 19), (False, 17)])
 def test_planted_hacks_are_stopped_before_the_run_ends(gold, least):
-    """7 hacks in 3 seeds; 19 of 21 are more than 18 of 20. Without anybody who knows the true preference it is harder."""
+    """19 of 21 are more than 18 of 20. Without anybody who knows the true preference it is harder."""
     found = {}
-    for hack in HACKS:
-        for seed in (1, 2, 3):
-            stops = [a for a in watch(simulate(seed, hack), gold) if a.level == "stop"]
-            if stops:
-                found[hack, seed] = stops[0]
+    for name, run in hacks().items():
+        stops = [a for a in watch(run, gold) if a.level == "stop"]
+        if stops:
+            found[name] = stops[0]
     print("\n".join(f"{hack}, seed {seed}: {alert}" for (hack, seed), alert in found.items()))
     print(f"{len(found)} of 21 found, gold known: {gold}")
     assert len(found) >= least and all(1 < alert.step <= 30 for alert in found.values())
@@ -39,12 +52,26 @@ def test_planted_hacks_are_stopped_before_the_run_ends(gold, least):
 
 def test_healthy_runs_are_not_stopped():
     false = {}
-    for seed in range(100, 150):
-        stops = [str(a) for a in watch(simulate(seed, batch=(16, 32, 64)[seed % 3])) if a.level == "stop"]
+    for seed, run in healthy().items():
+        stops = [str(a) for a in watch(run) if a.level == "stop"]
         if stops:
             false[seed] = stops
     print(f"{len(false)} of 50 healthy runs stopped: {false}")
     assert len(false) <= 1
+
+
+@pytest.mark.parametrize("points, least", [(5, 14), (7, 20)])
+def test_few_points_are_enough_for_most_hacks_and_stop_no_healthy_run(points, least):
+    """What a comparison shows of a trial: replies alone, of SFT and of its checkpoints."""
+    stopped = []
+    for runs in (hacks().values(), healthy().values()):
+        seen = [
+            [(run[i][0], {}, run[i][2]) for i in np.linspace(0, len(run) - 1, points).round().astype(int)]
+            for run in runs
+        ]
+        stopped.append(sum(any(alert.level == "stop" for alert in watch(run)) for run in seen))
+    print(f"{points} points: {stopped[0]} of 21 found, {stopped[1]} of 50 healthy runs stopped")
+    assert stopped[0] >= least and stopped[1] == 0
 
 
 HEALTHY = {
