@@ -78,7 +78,7 @@ def test_whole_models_and_rules_judge(workshop, folders, stage_of, tmp_path):
         ("second#positive", "has no labels to choose from"),
         ("nowhere", "judge=reward:.*nowhere: AutoConfig can't load it"),
         ("sft", "is not the adapter of a reward model"),
-        ("function:exact", "judge=function:exact is not a function; did you mean exact_match"),
+        ("function:exact", "judge=reward:function:exact: not a function; did you mean exact_match"),
     ],
 )
 def test_a_judge_that_cannot_judge_is_refused(workshop, folders, stage_of, tmp_path, name, message):

@@ -189,8 +189,11 @@ def test_another_tokenizer_is_refused_before_any_weight(workshop, folders, stage
         ("null", "ppo needs somebody who scores replies"),
         ("[]", "ppo needs somebody who scores replies"),
         ("{a: 1}", "ppo needs somebody who scores replies"),
-        ("function:exact_mach", "is not a function; did you mean exact_match"),
-        ("[function:exact_match,function:rouge]", "function:rouge is not a function"),
+        (
+            "function:exact_mach",
+            "function:exact_mach: not a function; did you mean exact_match?\n  allowed: function:exact_match, ",
+        ),
+        ("[function:exact_match,function:rouge]", "function:rouge: not a function"),
         ("[function:exact_match,./nowhere]", "method.reward_model=./nowhere: no such folder"),
     ],
 )

@@ -136,7 +136,7 @@ def _rewards(stage: Stage) -> list[str]:
             f"method.reward_model={stage.method.reward_model}: ppo needs somebody who scores replies\n"
             "  fix: method.reward_model=<folder or hub id>, function:<name>, or a list of those"
         ]
-    return [wrong for value in given if (wrong := unknown_rule(value, "method.reward_model"))]
+    return [str(wrong) for value in given if (wrong := unknown_rule(value, "method.reward_model"))]
 
 
 def _files(stage: Stage, planned: Sequence[str]) -> list[str]:

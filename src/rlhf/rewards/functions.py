@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.errors import nearest
+from rlhf.errors import Refusal, nearest
 
 PREFIX = "function:"
 
@@ -35,12 +35,12 @@ def rule(reads: str) -> Callable[[Any], Any]:
     return register
 
 
-def unknown_rule(name: str, key: str) -> str | None:
-    """What is wrong with `key=function:<rule>`, if no rule has that name."""
+def unknown_rule(name: str, key: str) -> Refusal | None:
+    """What to refuse in `key=function:<rule>`, if no rule has that name."""
     rule = name.removeprefix(PREFIX)
     if not name.startswith(PREFIX) or rule in RULES:
         return None
-    return f"{key}={name} is not a function{nearest(rule, RULES)}\n  allowed: {', '.join(RULES)}"
+    return Refusal(key, name, f"not a function{nearest(rule, RULES)}", allowed=[PREFIX + rule for rule in RULES])
 
 
 @rule(reads="reference")

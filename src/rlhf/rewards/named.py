@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config import Stage
-from rlhf.errors import ConfigError, Refusal, nearest
+from rlhf.errors import Refusal, nearest
 from rlhf.models.adapters import CONFIG, read_adapter_config
 from rlhf.models.base import load_base, placement
 from rlhf.models.layers import plain_4bit_kernels
@@ -62,7 +62,7 @@ def named_reward(
     """What one name stands for; messages call it `key`, and write `label_key` before a label."""
     if source.startswith(PREFIX):
         if wrong := unknown_rule(source, key):
-            raise ConfigError(wrong)
+            raise wrong
         return Named(source, "function")
     if (Path(source) / CONFIG).is_file():
         if stage.adapter.name == "none":
