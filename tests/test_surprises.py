@@ -43,7 +43,7 @@ def test_every_base_is_loaded_without_a_cache(workshop, stage_of):
 
 
 def test_a_sweep_of_no_job_is_refused(door, tmp_path):
-    done = door("train.py", "recipes=support/sft", f"run.root={tmp_path}/runs", "-m", "seed=glob(*)")
+    done = door("train.py", "recipe=support/sft", f"run.root={tmp_path}/runs", "-m", "seed=glob(*)")
     assert done.returncode == 2 and "no job" in done.stderr, done.stdout + done.stderr
 
 

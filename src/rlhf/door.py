@@ -12,6 +12,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +29,7 @@ LINES = 6
 RENAMED = {"recipes": "recipe", "root": "run.root", "readme": "page", "index": "page"}
 CONFIG = {*GROUPS, *(field.name for field in dataclasses.fields(Stage)), "recipe"}
 T = TypeVar("T")
+_swept: list[Path] = []  # by this process: Hydra leaves with 0 after a sweep that had no job
 
 
 def enter(main: Callable[..., Any], schema: type | None = None) -> None:
@@ -42,6 +44,11 @@ def enter(main: Callable[..., Any], schema: type | None = None) -> None:
         if schema is None:
             sys.argv[1:] = hydra_arguments(sys.argv[1:], usage)
             main()
+            if {"-m", "--multirun"} & set(sys.argv) and not _swept:
+                raise ConfigError(
+                    f"{' '.join(sys.argv[1:])}: no job to run; glob(...) chooses among the options of a group\n"
+                    "  fix: the values themselves, e.g. seed=1,2"
+                )
         else:
             main(arguments(schema, sys.argv[1:], usage))
     except BaseException as error:
@@ -148,6 +155,7 @@ def run_job(cfg: DictConfig) -> None:
         with open_dict(cfg):  # each job of a sweep is a run of its own
             cfg.run.stage = os.path.relpath(hydra_cfg.runtime.output_dir, os.path.join(cfg.run.root, cfg.run.recipe))
         stage = to_stage(cfg)
+        _swept.append(stage.path)
         if record.state(stage) == "finished":  # a sweep that is started again goes on where it stopped
             print(f"{stage.path} is finished and unchanged", flush=True)
         else:
