@@ -38,8 +38,9 @@ def return_freed_memory() -> None:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """Peak resident memory of this process, and of its GPU if torch uses one, in MB."""
-    peak = {"cpu": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    """Peak memory so far in MB of 2^20 bytes: resident on the host (`cpu`), and allocated by torch on its GPU (`gpu`)."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, units of 1024 bytes elsewhere
+    peak = {"cpu": round(resident / (2**20 if sys.platform == "darwin" else 2**10), 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)

@@ -138,7 +138,7 @@ def test_prompt_order_is_a_permutation_a_pass():
     assert len(set(first)) == 8
     assert order.batch(1) == PromptOrder(10, 4, 3).batch(1)
     assert order.batch(3) != order.batch(1)
-    with pytest.raises(ValueError, match="3 prompts, fewer than one batch of 4"):
+    with pytest.raises(ValueError, match=r"len\(train_dataset\)=3: fewer prompts than one batch of 4"):
         PromptOrder(3, 4, 0)
 
 
@@ -153,19 +153,34 @@ def test_tokenizer_padding_side_does_not_matter(workshop, make_trainer):
 
 
 REFUSED = {
-    "pad token and EOS": ({}, {"pad_token": "</s>"}),
-    "no pad token": ({}, {"pad_token": None}),
-    "k3 in the reward": ({"kl_estimator": "k3"}, {}),
-    "needs loss scaling": ({"fp16": True, "bf16": None}, {}),
-    "temperature = 0": ({"temperature": 0.0}, {}),
-    "num_mini_batches = 0": ({"num_mini_batches": 0}, {}),
-    "kl_horizon = -1": ({"kl_horizon": -1}, {}),
-    "does not divide the batch of 8": ({"num_mini_batches": 3}, {}),
-    "must not be negative": ({"missing_eos_penalty": -1.0}, {}),
-    "no id ends a reply": ({"missing_eos_penalty": 1.0, "eos_token_ids": []}, {}),
-    "less than one batch": ({"total_episodes": 7}, {}),
-    "use_reentrant": ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, {}),
-    "exceed the model's context of 128": ({"response_length": 126}, {}),
+    r"pad_token=</s>: is EOS too \(id 2\)": ({}, {"pad_token": "</s>"}),
+    "pad_token=None: no pad token\n  fix: .*add_special_tokens": ({}, {"pad_token": None}),
+    "kl_estimator=k3: in the reward its gradient is biased .*\n  fix: kl_estimator=k1": ({"kl_estimator": "k3"}, {}),
+    "fp16=True: needs loss scaling, .*; use bf16\n  fix: fp16=false": ({"fp16": True, "bf16": None}, {}),
+    "temperature=0.0: must be above 0": ({"temperature": 0.0}, {}),
+    "num_mini_batches=0: must be above 0": ({"num_mini_batches": 0}, {}),
+    "kl_horizon=-1: must be above 0": ({"kl_horizon": -1}, {}),
+    "num_mini_batches=3: does not divide the batch of 8 prompts\n  allowed: 1, 2, 4, 8\n  fix: num_mini_batches=2": (
+        {"num_mini_batches": 3},
+        {},
+    ),
+    "missing_eos_penalty=-1.0: must not be negative: it is subtracted\n  fix: missing_eos_penalty=1.0": (
+        {"missing_eos_penalty": -1.0},
+        {},
+    ),
+    "missing_eos_penalty=1.0: no id ends a reply, .*\n  fix: missing_eos_penalty=null": (
+        {"missing_eos_penalty": 1.0, "eos_token_ids": []},
+        {},
+    ),
+    "total_episodes=7: is less than one batch of 8 prompts\n  fix: total_episodes=8": ({"total_episodes": 7}, {}),
+    "kwargs.use_reentrant=True: gives adapters no gradient\n  fix: activation_checkpointing_kwargs.use_reentrant=false": (
+        {"activation_checkpointing_kwargs": {"use_reentrant": True}},
+        {},
+    ),
+    r"response_length=126: with the 9 tokens of train_dataset\[\d+\] this exceeds the model's context of 128\n  fix: response_length=119": (
+        {"response_length": 126},
+        {},
+    ),
 }
 
 
@@ -195,10 +210,13 @@ def roles_without_check(workshop):
 
 
 def test_bad_prompts_are_refused(make_trainer):
-    for rows, message in (([[]] * 8, "is empty"), ([[200]] * 8, "outside the model's vocabulary of 96")):
+    for rows, message in (
+        ([[]] * 8, r"train_dataset\[0\]=\[\]: the prompt is empty"),
+        ([[5, -2]] * 8, r"\[0\]=-2: the token id is outside the model's vocabulary of 96"),
+    ):
         with pytest.raises(ValueError, match=message):
             make_trainer(dataset=Dataset.from_dict({"input_ids": rows}))
-    with pytest.raises(ValueError, match="no column input_ids"):
+    with pytest.raises(ValueError, match=r"train_dataset.column_names=\['text'\]: there is no column input_ids"):
         make_trainer(dataset=Dataset.from_dict({"text": ["a"] * 8}))
 
 

@@ -271,13 +271,17 @@ def test_an_adapter_of_the_policy_can_be_the_reference(workshop, make_trainer):
     assert (trainer.policy.adapter, trainer.reference.adapter) == ("default", "before")
     assert trainer.state.log_history[0]["objective/kl_k3"] > 0  # "before" is the bare base
     for wrong, given, message in (
-        ({"ref_adapter_name": "befor"}, {}, "'befor' is not an adapter of model \\(it has: default, before\\)"),
-        ({"ref_adapter_name": "default"}, {}, "that is the policy's, which changes"),
+        (
+            {"ref_adapter_name": "befor"},
+            {},
+            "befor: is not an adapter of model\n  allowed: default, before\n  fix: ref_adapter_name=null",
+        ),
+        ({"ref_adapter_name": "default"}, {}, "that is the policy's adapter, which changes"),
         ({"ref_adapter_name": "before"}, {"reference": workshop.load()}, "there is a ref_model too"),
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(models(**given), **wrong)
-    with pytest.raises(ValueError, match="not of a Role"):
+    with pytest.raises(ValueError, match="model is a Role"):
         make_trainer(**names)
 
 

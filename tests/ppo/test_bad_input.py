@@ -111,11 +111,11 @@ REFUSED = {
     ),
     "no room in the model": (
         {"method__args__response_length": 126, "dataset__max_length": 512},
-        r"train_dataset row 0: a prompt of \d+ tokens and response_length = 126 exceed the model's context of 128; "
-        "shorten the prompt to 2 tokens or lower response_length",
+        r"method.args.response_length=126: with the (\d+) tokens of train_dataset\[\d+\] this exceeds the model's context "
+        r"of 128\n  fix: method.args.response_length=\d+",
     ),
     "a batch larger than the data": ({"batch_size": 16}, r"12 rows are left .* batch_size=16\n  fix: batch_size=12"),
-    "a size of zero": ({"method__args__num_mini_batches": 0}, "num_mini_batches = 0 must be above 0"),
+    "a size of zero": ({"method__args__num_mini_batches": 0}, "method.args.num_mini_batches=0: must be above 0"),
 }
 
 
@@ -135,6 +135,31 @@ def test_what_cannot_work_is_refused_and_costs_nothing(workshop, finished, tmp_p
     assert re.search(message, said), said
     assert read(finished) == before and len(before) > 10
     assert bool(loaded) == (case in SEEN_IN_WEIGHTS)
+
+
+COMMANDS = {
+    "method.args.response_length": {"method__args__response_length": 126, "dataset__max_length": 512},
+    "method.args.num_mini_batches": {"method__args__num_mini_batches": 3},
+    "method.args.stop_token": {"method__args__stop_token": "eos", "method__args__stop_token_id": 2},
+    "method.args.eos_token_ids": {"method__args__eos_token_ids": "[2,0]"},
+    "method.args.missing_eos_penalty": {
+        "method__args__missing_eos_penalty": 1,
+        "method__args__eos_token_ids": "[]",
+    },
+    "method.args.kl_estimator": {"method__args__kl_estimator": "k3"},
+    "method.args.batch_size": {"method__args__batch_size": 64},
+    "method.args.kl_target": {"method__args__kl_target": -1},
+    "method.args.activation_checkpointing_kwargs.use_reentrant": {
+        "method__args__activation_checkpointing_kwargs": "{use_reentrant: true}"
+    },
+}
+
+
+@pytest.mark.parametrize("key", COMMANDS)
+def test_a_refusal_can_be_pasted_on_the_command_line(workshop, tmp_path, key):
+    code, said = start(workshop, tmp_path, **COMMANDS[key])
+    assert code == 2 and said.startswith(f"{key}="), said
+    assert f"\n  fix: {key}=" in said or said.endswith("must be above 0"), said
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def test_checkpoints_are_complete_or_absent(make_trainer, tmp_path):
     weights_file = run / "checkpoint-4" / "adapter_model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:-1])
     assert [p.name for p in files.checkpoints(run)] == ["checkpoint-3"]
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint=\S+: is not a complete checkpoint\n  fix: one that holds the file"
+    ):
         make_trainer().train(resume_from_checkpoint=str(run / "checkpoint-4"))
 
 
@@ -64,7 +66,9 @@ def test_checkpoint_cut_short_leaves_the_last_one(make_trainer, tmp_path, monkey
 
 def test_resume_refuses_other_prompts(workshop, make_trainer, prompts):
     make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
-    with pytest.raises(ValueError, match="belongs to another run: prompts was 12, is 9"):
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint=\S+: belongs to another run: prompts was 12, is 9\n  fix: "
+    ):
         make_trainer(dataset=prompts.select(range(9))).train(resume_from_checkpoint=True)
 
 

@@ -14,8 +14,8 @@ from rlhf.evaluation.annotators import with_gold
 from rlhf.evaluation.metrics import by_situation, summary
 from rlhf.evaluation.samples import TEST, Sample, last_step, write_samples
 from rlhf.files import read_lines
-from rlhf.generation.batches import lay_out
-from rlhf.generation.logprobs import Forward
+from rlhf.generation.batches import lay_out, reply_mask
+from rlhf.generation.logprobs import Forward, kl_of_replies
 from rlhf.generation.sampling import sample_replies, stream
 from rlhf.models.roles import Role
 from rlhf.models.shared import load_roles
@@ -144,15 +144,9 @@ def reply_kl(
 ) -> list[float]:
     """log pi(reply) - log ref(reply) in nats of each reply: unbiased for the KL when the policy sampled them (k1)."""
     forward = Forward(temperature=1.0, suppress=(tokenizer.pad_token_id,), chunk=256, autocast=nullcontext)
-    totals = [0.0] * len(prompts)
-    for batch in lay_out(prompts, replies, stage.evaluation.batch_size, tokenizer.pad_token_id, policy.device):
-        difference = torch.zeros(batch.tokens, dtype=torch.float64)
-        for role, sign in ((policy, 1), (reference, -1)):
-            with role.active(), torch.no_grad():
-                difference += sign * forward.logprobs(role, batch).double().cpu()
-        for index, value in zip(batch.batch_row.tolist(), difference.tolist(), strict=True):
-            totals[index] += value
-    return totals
+    batches = lay_out(prompts, replies, stage.evaluation.batch_size, tokenizer.pad_token_id, policy.device)
+    k1, _ = kl_of_replies(forward, policy, reference, batches, reply_mask(replies, policy.device))
+    return k1.tolist()
 
 
 def last_losses(path: Path) -> dict[str, float]:

@@ -6,7 +6,7 @@ as it is under LoRA, multiplies by a derivative that forward already took: one n
 token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +125,15 @@ class Forward:
             head = role.logits_of(self.temperature, self.suppress)
             return token_logprobs(states, batch.target, head, chunk=self.chunk, frozen_head=role.frozen_lm_head())
 
+    @torch.no_grad()
+    def reply_logprobs(self, role: Role, batches: Sequence[MicroBatch], mask: Tensor) -> Tensor:
+        """Log-probabilities of every reply token under the role, fp32 `[B, R]`, 0 outside the mask."""
+        result = torch.zeros(mask.shape, device=mask.device)
+        with role.active():
+            for batch in batches:
+                batch.put(result, self.logprobs(role, batch))
+        return result
+
     def logprobs_and_entropy(self, role: Role, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         with self.autocast(), torch.no_grad():
             states = batch.reply_states(role.hidden(batch.ids))
@@ -137,3 +146,15 @@ class Forward:
         with self.autocast():
             hidden = role.hidden(batch.ids)
         return role.head(batch.reply_states(hidden))
+
+
+def kl_of_replies(
+    forward: Forward, policy: Role, reference: Role, batches: Sequence[MicroBatch], mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL of each reply from the reference in nats, by k1 and by k3: two fp64 `[B]` on the CPU.
+
+    k1 is log pi(reply) - log ref(reply), unbiased for the KL when the policy sampled the replies.
+    """
+    ours, theirs = (forward.reply_logprobs(role, batches, mask).cpu().double() for role in (policy, reference))
+    k1, k3 = kl_estimates(ours, theirs)
+    return k1.sum(1), k3.sum(1)

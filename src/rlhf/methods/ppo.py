@@ -13,14 +13,16 @@ import torch
 
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, Refusal
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import lora_config, read_adapter_config
 from rlhf.models.base import load_base
 from rlhf.models.shared import shared_roles
-from rlhf.ppo.config import check_args
+from rlhf.ppo.config import check_args, long_name
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.rewards.named import load_scorer, named_rewards
+
+ARGS = "method.args."
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
@@ -31,7 +33,7 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
     args = training_arguments(stage, data.eval is not None)
     start = stage.method.start_from
     try:
-        check_args(args, tokenizer)
+        check_args(args, tokenizer, ARGS)
         if start and stage.adapter.name != "none":
             read_adapter_config(Path(start), stage.model.path, "method.start_from")
         named = named_rewards(stage, tokenizer, data.train)
@@ -53,5 +55,9 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
             next(adapters) if reward.kind == "adapter" else load_scorer(reward, stage, tokenizer) for reward in named
         ]
         return PPOTrainer(args, tokenizer, policy, reference, rewards, data.train, value, eval_dataset=data.eval)
+    except Refusal as error:
+        raise long_name(error, args, ARGS) from error
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"ppo can't start: {error}") from error

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
+from rlhf.errors import Refusal
 from rlhf.models.adapters import copy_adapter
 from rlhf.models.layers import attend_in_fp32, keep_inputs_once
 from rlhf.models.roles import Role, disable_dropout
 from rlhf.models.shared import scalar_role, unwrap
+
+Names = tuple[str | None, str | None]
 
 
 def assemble(
@@ -21,68 +24,73 @@ def assemble(
     peft_config: Any,
     device: torch.device,
     vocabulary: int,
-    adapters: tuple[str | None, str | None] = (None, None),
+    adapters: Names = (None, None),
 ) -> tuple[Role, Role, list[Any], Role]:
-    """Policy, reference, rewards and value; `reward_model` is one or several, and what is no model (a scorer) is handed
-    through.
+    """Policy, reference, rewards and value; `reward_model` is one or several, and a scorer, which is no model, stays.
 
-    Wraps what is not a Role yet, switches dropout off, makes LoRA layers lean, moves plain models to the device and freezes
-    what is not trained. `peft_config` is the policy's, as in TRL; a value is an adapter if it comes as a PeftModel or a Role.
-    `adapters` are the names of policy and reference (`model_adapter_name`, `ref_adapter_name`) on a PeftModel that has both.
-    Raises ValueError when two roles would share what one of them trains, a trained role has nothing to train or is
+    `peft_config` is the policy's, as in TRL; a value is an adapter if it comes as a PeftModel or a Role. `adapters` are
+    the names of policy and reference (`model_adapter_name`, `ref_adapter_name`) on a PeftModel that has both.
+    Raises Refusal when two roles would share what one of them trains, a trained role has nothing to train or is
     quantized without an adapter, or a role has no embedding for some of the tokenizer's `vocabulary` ids.
     """
     given = list(reward_model) if isinstance(reward_model, Sequence) else [reward_model]
-    if model is ref_model or any(reward is value_model for reward in given):
-        raise ValueError(
-            "model and ref_model, reward_model and value_model: two roles need two objects, one of them trains"
-        )
+    if not given:
+        raise Refusal("reward_model", given, "nobody scores the replies", fix="at least one reward model or scorer")
+    for key, one, trained in (("ref_model", ref_model, model), *(("value_model", value_model, r) for r in given)):
+        if one is trained:
+            why = "is the policy or a reward model too, and one of the two trains: two roles need two objects"
+            raise Refusal(key, type(one).__name__, why, fix=f"{key}=copy.deepcopy({key})")
     if isinstance(model, Role) != isinstance(ref_model, Role):
-        raise ValueError("model and ref_model must both be a Role or both be models; shared_roles makes them together")
+        why = f"model is a {type(model).__name__}; both are a Role or neither is"
+        raise Refusal("ref_model", type(ref_model).__name__, why, fix="shared_roles, which makes the two together")
     if isinstance(model, Role) and any(adapters):
-        raise ValueError(
-            "model_adapter_name and ref_adapter_name choose among the adapters of a PeftModel, not of a Role"
-        )
+        key = "ref_adapter_name" if adapters[1] else "model_adapter_name"
+        why = "chooses among the adapters of a PeftModel, and model is a Role"
+        raise Refusal(key, adapters[1] or adapters[0], why, fix=f"{key}=null")
     policy, reference = (
         (model, ref_model) if isinstance(model, Role) else policy_roles(model, ref_model, peft_config, adapters)
     )
     value = value_model if isinstance(value_model, Role) else scalar_role("value", value_model, trained=True)
     rewards = [scalar_role("reward", r, trained=False) if isinstance(r, torch.nn.Module) else r for r in given]
-    if not rewards:
-        raise ValueError("reward_model = []: nobody scores the replies; give at least one")
-    ids = min(vocabulary, policy.embeddings)
-    for role in (policy, reference, *rewards, value):
-        if not isinstance(role, Role):
-            continue
-        if role.embeddings < ids:
-            raise ValueError(
-                f"{role.name} model has {role.embeddings} embeddings for a vocabulary of {ids} ids; use one trained "
-                "with the policy's tokenizer, or a scorer of text"
-            )
-        disable_dropout(role.model)
-        role.model.eval()
-        if role.peft is not None:
-            keep_inputs_once(role.peft)
-        if role.peft is None and not getattr(role.model, "is_quantized", False):
-            role.model.to(device)
-        attend_in_fp32(role.model)
-        if not role.trained:
-            for _, parameter in role.named_parameters():
-                parameter.requires_grad_(False)
-        elif role.peft is None and getattr(role.model, "is_quantized", False):
-            raise ValueError(
-                f"{role.name} model is quantized and has no adapter, so only its norms, embeddings and head could "
-                "learn; wrap it with get_peft_model, or use shared_roles"
-            )
-        elif not role.trainable():
-            raise ValueError(f"{role.name} has no trainable parameter; give it an adapter or unfreeze it")
+    roles = [role for role in (policy, reference, *rewards, value) if isinstance(role, Role)]
+    for role in roles:
+        check(role, min(vocabulary, policy.embeddings))
+    for role in roles:
+        prepare(role, device)
     for role in (policy, reference):
         role.check_lm_head()
     return policy, reference, rewards, value
 
 
+def check(role: Role, ids: int) -> None:
+    """Raises Refusal for a role without an embedding for each of `ids` token ids, or with nothing to train."""
+    if role.embeddings < ids:
+        fix = "a model trained with the policy's tokenizer, or a scorer of text"
+        raise Refusal(f"{role.name} embeddings", role.embeddings, f"the vocabulary has {ids} ids", fix=fix)
+    if role.trained and role.peft is None and getattr(role.model, "is_quantized", False):
+        why = "is quantized and has no adapter, so only its norms, embeddings and head could learn"
+        fix = "get_peft_model(model, LoraConfig(...)), or shared_roles"
+        raise Refusal(f"{role.name} model", type(role.model).__name__, why, fix=fix)
+    if role.trained and not role.trainable():
+        fix = "an adapter, or requires_grad_(True)"
+        raise Refusal(f"{role.name} model", type(role.model).__name__, "has no trainable parameter", fix=fix)
+
+
+def prepare(role: Role, device: torch.device) -> None:
+    """Switches dropout off, makes LoRA layers lean, moves a plain model to the device, freezes what is not trained."""
+    disable_dropout(role.model)
+    role.model.eval()
+    if role.peft is not None:
+        keep_inputs_once(role.peft)
+    elif not getattr(role.model, "is_quantized", False):
+        role.model.to(device)
+    attend_in_fp32(role.model)
+    for _, parameter in () if role.trained else role.named_parameters():
+        parameter.requires_grad_(False)
+
+
 def policy_roles(
-    model: Any, reference: Any = None, peft_config: Any = None, adapters: tuple[str | None, str | None] = (None, None)
+    model: Any, reference: Any = None, peft_config: Any = None, adapters: Names = (None, None)
 ) -> tuple[Role, Role]:
     """Policy and reference from what stock TRL users hand over.
 
@@ -92,17 +100,18 @@ def policy_roles(
     """
     if peft_config is not None:
         if isinstance(model, PeftModel):
-            raise ValueError("model is a PeftModel already, peft_config would wrap it twice; give one of the two")
+            why = "model is a PeftModel already, which it would wrap a second time"
+            raise Refusal("peft_config", type(peft_config).__name__, why, fix="peft_config=None")
         model = get_peft_model(model, peft_config)
     peft, base = unwrap(model)
     known = [] if peft is None else list(peft.peft_config)
     for key, name in zip(("model_adapter_name", "ref_adapter_name"), adapters, strict=True):
         if name is not None and name not in known:
-            raise ValueError(f"{key} = {name!r} is not an adapter of model (it has: {', '.join(known) or 'none'})")
+            raise Refusal(key, name, "is not an adapter of model", allowed=known or ["none"], fix=f"{key}=null")
     adapter = (adapters[0] or peft.active_adapter) if peft is not None else None
     if adapters[1] is not None and (reference is not None or adapters[1] == adapter):
-        why = "there is a ref_model too" if reference is not None else "that is the policy's, which changes"
-        raise ValueError(f"ref_adapter_name = {adapters[1]!r}, but {why}; leave ref_adapter_name out, or name another")
+        why = "there is a ref_model too" if reference is not None else "that is the policy's adapter, which changes"
+        raise Refusal("ref_adapter_name", adapters[1], why, fix="ref_adapter_name=null")
     policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
     if reference is not None:
         reference_peft, reference_base = unwrap(reference)

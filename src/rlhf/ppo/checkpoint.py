@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf import files
+from rlhf.errors import Refusal
 from rlhf.files import COMPLETE, is_complete
 from rlhf.models import roles
 from rlhf.ppo.objective import KLController, RunningMoments
@@ -39,9 +40,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def save_random_states(folder: Path) -> None:
-    """The global generators. The loop draws from none of them (`rollout.stream`), but reward functions and callbacks
-    may.
-    """
+    """The global generators: the loop draws from none (`sampling.stream`), reward functions and callbacks may."""
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -96,19 +95,17 @@ def write_state(trainer: Any, folder: Path) -> None:
 
 
 def find(resume_from: bool | str | Path, output_dir: Path) -> Path:
-    """The newest complete checkpoint, or the one named; raises ValueError if there is none."""
+    """The newest complete checkpoint, or the one named; raises Refusal if there is none."""
     if resume_from is True:
         found = files.checkpoints(output_dir)
         if not found:
-            raise ValueError(
-                f"resume_from_checkpoint = true, but {output_dir} has no complete checkpoint; start without it"
-            )
+            why, fix = f"{output_dir} has no complete checkpoint", "resume_from_checkpoint=false"
+            raise Refusal("resume_from_checkpoint", "true", why, fix=fix)
         return found[-1]
     folder = Path(str(resume_from))
     if not is_complete(folder):
-        raise ValueError(
-            f"resume_from_checkpoint = {folder} is not a complete checkpoint; use one that holds the file `{COMPLETE}`"
-        )
+        fix = f"one that holds the file `{COMPLETE}`, or resume_from_checkpoint=true for the newest"
+        raise Refusal("resume_from_checkpoint", folder, "is not a complete checkpoint", fix=fix)
     return folder
 
 
@@ -120,7 +117,8 @@ def restore(trainer: Any, folder: Path) -> None:
         f"{k} was {stored['fingerprint'].get(k)}, is {v}" for k, v in now.items() if stored["fingerprint"].get(k) != v
     ]
     if differing:
-        raise ValueError(f"{folder} belongs to another run: {'; '.join(differing)}; resume with the same settings")
+        why, fix = f"belongs to another run: {'; '.join(differing)}", "the settings of that run, or another output_dir"
+        raise Refusal("resume_from_checkpoint", folder, why, fix=fix)
     restore_weights(trainer, folder)
     load_optimizer(trainer.optimizer, folder)
     trainer.lr_scheduler.load_state_dict({**trainer.lr_scheduler.state_dict(), **stored["schedule"]})

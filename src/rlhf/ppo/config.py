@@ -1,13 +1,15 @@
-"""What our PPO can be told beyond TRL's PPOConfig, and how arguments become sizes, parameter groups and learning rates; what cannot work is refused here."""
+"""The options that our PPO adds to TRL's PPOConfig, the checks of all options, and the sizes, parameter groups and
+learning rates that follow from them."""
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from rlhf.errors import ConfigError, Refusal
 from rlhf.models.roles import Role
 from rlhf.models.tokenizer import stops
 
@@ -29,8 +31,7 @@ class PPOOptions:
     value_warmup_updates: int = option(0, "Updates at the start that train the value alone, with the policy frozen.")
     eos_token_ids: list[int] | None = list_option(
         "Ids that end a reply. None: those of stop_token, else of the tokenizer and the model's generation config; "
-        "[]: every "
-        "reply runs to response_length."
+        "[]: every reply runs to response_length."
     )
     missing_eos_mode: Literal["replace", "subtract"] = option(
         "replace", "A reply without EOS scores -missing_eos_penalty (replace) or that much less (subtract, stock TRL)."
@@ -61,7 +62,7 @@ class PPOOptions:
     )
     rollout_base: Literal["quantized", "dense"] = option(
         "quantized",
-        "dense: sample from a copy of the 4-bit base that is dequantized once a rollout; faster for 2 bytes a parameter.",
+        "dense: sample from a copy of the 4-bit base, dequantized once a rollout; faster, for 2 bytes a parameter.",
     )
     logprob_chunk_size: int = option(128, "Reply tokens whose logits over the vocabulary exist at the same time.")
     eval_temperature: float = option(
@@ -70,51 +71,67 @@ class PPOOptions:
     eval_prompts: int | None = option(None, "Evaluate on the first so many prompts; None: all of them.")
 
 
-def check_args(args: Any, tokenizer: Any) -> None:
-    """Raises one ValueError with every problem of the arguments and the tokenizer."""
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    choices = {
-        "stop_token": (None, "eos"),
-        "missing_eos_mode": ("replace", "subtract"),
-        "reward_normalization": ("fixed", "running"),
-        "reward_combination": ("mean", "minimum", "mean_minus_spread"),
-        "rollout_base": ("quantized", "dense"),
-    }
+POSITIVE = (
+    *("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"),
+    *("reward_scale", "kl_target", "kl_horizon", "logprob_chunk_size", "eval_prompts"),
+)
+
+
+def choices(args: Any) -> dict[str, tuple[Any, ...]]:
+    """The fields of the dataclass `args` that are one of a few words, and those words."""
+    found = {}
+    for name, hint in get_type_hints(type(args)).items():
+        members = [hint, *get_args(hint)]
+        words = [word for member in members for word in get_args(member) if isinstance(word, str)]
+        if words:
+            found[name] = (*words, *([None] if type(None) in members else []))
+    return found
+
+
+def long_name(refusal: Refusal, args: Any, prefix: str) -> Refusal:
+    """The refusal of a field of `args` under `prefix`, any other refusal as it is."""
+    return refusal.under(prefix) if hasattr(args, refusal.key.partition(".")[0]) else refusal
+
+
+def check_args(args: Any, tokenizer: Any, prefix: str = "") -> None:
+    """Raises one ConfigError with every problem of the arguments, named under `prefix`, and of the tokenizer."""
     found = [
-        f"{name} = {getattr(args, name)!r} is not allowed ({', '.join(str(c) for c in allowed)})"
-        for name, allowed in choices.items()
+        Refusal(name, getattr(args, name), "is not a choice", allowed=allowed)
+        for name, allowed in choices(args).items()
         if getattr(args, name) not in allowed
     ]
-    positive = (
-        *("temperature", "response_length", "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"),
-        *("reward_scale", "kl_target", "kl_horizon", "logprob_chunk_size", "eval_prompts"),
-    )
-    values = {name: getattr(args, name) for name in positive}
-    found += [f"{name} = {value} must be above 0" for name, value in values.items() if value is not None and value <= 0]
-    if pad is None:
-        found.append("processing_class has no pad token; add_special_tokens({'pad_token': '<pad>'}) gives it one")
-    elif pad == eos:
-        found.append(f"pad token and EOS are the same id {eos}, so a reply ends where padding starts; add a pad token")
+    values = {name: getattr(args, name) for name in POSITIVE}
+    found += [Refusal(name, v, "must be above 0") for name, v in values.items() if v is not None and v <= 0]
+
+    def refuse(key: str, value: Any, why: str, fix: str) -> None:
+        found.append(Refusal(key, value, why, fix=fix))
+
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad is None or pad == eos:
+        why = "no pad token" if pad is None else f"is EOS too (id {eos}), so a reply would end where padding starts"
+        fix = "processing_class.add_special_tokens({'pad_token': '<pad>'})"
+        refuse("processing_class.pad_token", tokenizer.pad_token, why, fix)
     if args.stop_token is not None and args.stop_token_id is not None:
-        found.append("stop_token and stop_token_id are both set; keep one")
-    if args.kl_estimator != "k1":
-        found.append(
-            f"kl_estimator = {args.kl_estimator!r}: k3 in the reward has a biased gradient (arXiv:2512.21852); use "
-            "k1; k3 is "
-            "logged as objective/kl_k3"
-        )
+        refuse("stop_token", args.stop_token, f"and stop_token_id={args.stop_token_id} are both set", "stop_token=null")
+    if args.kl_estimator == "k3":
+        why = "in the reward its gradient is biased (arXiv:2512.21852); it is logged as objective/kl_k3"
+        refuse("kl_estimator", "k3", why, "kl_estimator=k1")
     if args.fp16:
-        found.append("fp16 = true needs loss scaling, which this trainer does not have; use bf16")
+        refuse("fp16", args.fp16, "needs loss scaling, which this trainer does not have; use bf16", "fp16=false")
     if args.missing_eos_penalty is not None and args.missing_eos_penalty < 0:
-        found.append(f"missing_eos_penalty = {args.missing_eos_penalty} must not be negative: it is subtracted")
+        fix = f"missing_eos_penalty={-args.missing_eos_penalty}"
+        refuse("missing_eos_penalty", args.missing_eos_penalty, "must not be negative: it is subtracted", fix)
     if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
-        found.append("activation_checkpointing_kwargs.use_reentrant = true gives adapters no gradient; use false")
-    if args.fsdp or args.deepspeed:
-        found.append("fsdp and deepspeed shard over several processes, this trainer runs on one device; leave them out")
+        key = "activation_checkpointing_kwargs.use_reentrant"
+        refuse(key, True, "gives adapters no gradient", f"{key}=false")
+    for key in ("fsdp", "deepspeed"):
+        if getattr(args, key):
+            why = "shards over several processes, and this trainer runs on one device"
+            refuse(key, getattr(args, key), why, f"{key}=null")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        found.append("WORLD_SIZE is above 1: this trainer runs on one device; start one process")
+        refuse("WORLD_SIZE", os.environ["WORLD_SIZE"], "this trainer runs on one device", "start one process")
     if found:
-        raise ValueError("; ".join(found))
+        raise ConfigError("\n".join(str(long_name(refusal, args, prefix)) for refusal in found))
 
 
 def eos_token_ids(args: Any, tokenizer: Any, model: Any) -> tuple[int, ...]:
@@ -125,14 +142,13 @@ def eos_token_ids(args: Any, tokenizer: Any, model: Any) -> tuple[int, ...]:
         ids = (args.stop_token_id,)
     else:
         ids = stops(tokenizer, None if args.stop_token == "eos" else model)
-    if tokenizer.pad_token_id in ids:
-        raise ValueError(
-            f"eos_token_ids = {list(ids)} holds the pad id {tokenizer.pad_token_id}, which is never sampled; remove it"
-        )
-    if args.missing_eos_penalty is not None and not ids:
-        raise ValueError(
-            "missing_eos_penalty is set but no id ends a reply; set eos_token_ids, or missing_eos_penalty = null"
-        )
+    pad = tokenizer.pad_token_id
+    if pad in ids:
+        fix = f"eos_token_ids=[{','.join(str(i) for i in ids if i != pad)}]"
+        raise Refusal("eos_token_ids", list(ids), f"holds the pad id {pad}, which is never sampled", fix=fix)
+    if (penalty := args.missing_eos_penalty) is not None and not ids:
+        why = "no id ends a reply, so every reply would pay it; set eos_token_ids or leave it out"
+        raise Refusal("missing_eos_penalty", penalty, why, fix="missing_eos_penalty=null")
     return ids
 
 
@@ -142,32 +158,33 @@ def set_batch_sizes(args: Any, rows: int) -> int:
     TRL overwrites these fields when they are set; here one that contradicts is refused. Episodes that do not fill a
     batch are not trained on: the run never exceeds `total_episodes`.
     """
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if batch % args.num_mini_batches:
-        raise ValueError(f"num_mini_batches = {args.num_mini_batches} does not divide the batch of {batch} prompts")
-    minibatch = batch // args.num_mini_batches
-    micro = min(args.per_device_train_batch_size, minibatch)
-    if minibatch % micro:
-        raise ValueError(
-            f"a minibatch of {minibatch} prompts does not split into micro-batches of {micro}; change "
-            f"per_device_train_batch_size (now {args.per_device_train_batch_size}) or num_mini_batches"
-        )
+    most, count = args.per_device_train_batch_size, args.num_mini_batches
+    batch = most * args.gradient_accumulation_steps
+    allowed = [n for n in range(1, batch + 1) if not batch % n and not batch // n % min(most, batch // n)]
+    if count not in allowed:
+        whole = f"makes minibatches of {batch // count} prompts, which do not split into micro-batches of {most}"
+        why = f"does not divide the batch of {batch} prompts" if batch % count else whole
+        fewer = max(n for n in allowed if n < count)
+        raise Refusal("num_mini_batches", count, why, allowed=allowed, fix=f"num_mini_batches={fewer}")
+    minibatch = batch // count
     if args.total_episodes is None:
         args.total_episodes = int(args.num_train_epochs * rows)
     updates = args.max_steps if args.max_steps > 0 else args.total_episodes // batch
     if rows >= batch and updates < 1:
-        raise ValueError(f"total_episodes = {args.total_episodes} is less than one batch of {batch} prompts")
-    sizes = {"world_size": 1, "micro_batch_size": args.per_device_train_batch_size, "num_total_batches": updates}
+        why = f"is less than one batch of {batch} prompts"
+        raise Refusal("total_episodes", args.total_episodes, why, fix=f"total_episodes={batch}")
+    sizes = {"world_size": 1, "micro_batch_size": most, "num_total_batches": updates}
     sizes |= {"local_batch_size": batch, "batch_size": batch}
     sizes |= {"local_mini_batch_size": minibatch, "mini_batch_size": minibatch}
     for name, size in sizes.items():
         if getattr(args, name) not in (None, size):
-            raise ValueError(
-                f"{name} = {getattr(args, name)} contradicts the {size} that follow from per_device_train_batch_size, "
-                "gradient_accumulation_steps, num_mini_batches and total_episodes; set those and leave it out"
+            why = (
+                f"contradicts the {size} that follows from per_device_train_batch_size, gradient_accumulation_steps, "
+                "num_mini_batches and total_episodes"
             )
+            raise Refusal(name, getattr(args, name), why, fix=f"{name}=null")
         setattr(args, name, size)
-    return micro
+    return min(most, minibatch)
 
 
 def parameter_groups(policy: Role, value: Role, args: Any) -> list[dict[str, Any]]:

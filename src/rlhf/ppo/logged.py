@@ -1,7 +1,5 @@
-"""Turns one update into the numbers that `metrics.METRICS` defines, each over real tokens only."""
+"""The numbers of one update that `metrics.METRICS` defines, each over real tokens only."""
 
-import resource
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from rlhf.evaluation.metrics import correlation, distinct, repeated
 from rlhf.generation.sampling import Replies
-from rlhf.ppo.objective import explained_variance, masked_mean
+from rlhf.ppo.objective import PolicyTerms, ValueTerms, explained_variance, masked_mean
 from rlhf.ppo.update import Experience, UpdateStats
 
 
@@ -64,38 +62,38 @@ def experience_metrics(
     return {name: float(value) for name, value in values.items()}
 
 
+def averages(terms: Sequence[PolicyTerms] | Sequence[ValueTerms]) -> dict[str, Tensor]:
+    """The mean over minibatches of each field that is a mean over tokens."""
+    names = [name for name in vars(terms[0]) if not name.endswith("_max")]
+    table = torch.stack([torch.stack([getattr(term, name) for name in names]) for term in terms])
+    return dict(zip(names, table.mean(0), strict=True))
+
+
 def step_metrics(stats: UpdateStats) -> dict[str, float]:
-    """Means over the minibatches of one update; those of the policy are 0 when only the value was trained."""
-
-    def mean(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(tensors)).mean(0)
-
+    """Means over the minibatches of one update; those of the policy are left out when only the value was trained."""
     values: dict[str, Tensor | float] = {
         "update/optimizer_steps": stats.steps,
         "update/stopped_early": float(stats.stopped_early),
         "update/value_only": float(not stats.policy),
     }
     if stats.policy:
-        loss, clipped, squared, k3, ratio, ratio_squared = mean(stats.policy)
+        policy = averages(stats.policy)
         values |= {
-            "loss/policy_avg": loss,
-            "policy/clipfrac_avg": clipped,
-            "policy/approxkl_avg": 0.5 * squared,
-            "policy/approx_kl_k3": k3,
-            "policy/ratio_max": torch.stack(stats.ratio_max).max(),
-            "policy/ratio_max_first": stats.ratio_max[0],
-            "policy/grad_norm": mean(stats.policy_norms),
-            "val/ratio": ratio,
-            "val/ratio_var": (ratio_squared - ratio**2).clamp(min=0),
+            "loss/policy_avg": policy["loss"],
+            "policy/clipfrac_avg": policy["clipped"],
+            "policy/approxkl_avg": 0.5 * policy["squared"],
+            "policy/approx_kl_k3": policy["k3"],
+            "policy/ratio_max": torch.stack([terms.ratio_max for terms in stats.policy]).max(),
+            "policy/ratio_max_first": stats.policy[0].ratio_max,
+            "policy/grad_norm": torch.stack(stats.policy_norms).mean(0),
+            "val/ratio": policy["ratio"],
+            "val/ratio_var": (policy["ratio_squared"] - policy["ratio"] ** 2).clamp(min=0),
         }
     if stats.value:
-        loss, clipped = mean(stats.value)
-        values |= {"loss/value_avg": loss, "val/clipfrac_avg": clipped, "value/grad_norm": mean(stats.value_norms)}
+        value = averages(stats.value)
+        values |= {
+            "loss/value_avg": value["loss"],
+            "val/clipfrac_avg": value["clipped"],
+            "value/grad_norm": torch.stack(stats.value_norms).mean(0),
+        }
     return {name: float(value) for name, value in values.items()}
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,14 +1,15 @@
-"""One update: prompts, rollout, scores, advantages, optimizer steps, in the order in which a reader would explain them."""
+"""One update: prompts, rollout, scores, advantages, optimizer steps."""
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf.errors import Refusal
 from rlhf.generation.batches import MicroBatch, lay_out, reply_mask
 from rlhf.generation.logprobs import Forward, kl_estimates
 from rlhf.generation.sampling import Replies, sample_replies, stream
@@ -16,7 +17,17 @@ from rlhf.models.layers import dense_base
 from rlhf.models.roles import Role
 from rlhf.ppo import logged
 from rlhf.ppo.objective import KLController, RunningMoments, generalized_advantages, shape_scores, token_rewards, whiten
-from rlhf.ppo.update import Experience, Rules, UpdateStats, collect, optimize, require_finite
+from rlhf.ppo.update import (
+    Experience,
+    UpdateStats,
+    clip_gradients,
+    collect,
+    minibatches,
+    policy_backward,
+    require_finite,
+    value_backward,
+)
+from rlhf.process import peak_memory_mb
 from rlhf.rewards.scorers import Scorer
 
 
@@ -28,29 +39,30 @@ def prompt_of(row: dict[str, Any]) -> list[int]:
 
 
 def check_prompts(dataset: Any, name: str, *, response_length: int, context: int | None, vocabulary: int) -> None:
-    """Raises ValueError for a dataset whose rows cannot be replied to, naming the row."""
+    """Raises Refusal for a dataset with rows that cannot be replied to, naming the row."""
     if "input_ids" not in dataset.column_names:
-        raise ValueError(
-            f"{name} has no column input_ids (has: {', '.join(dataset.column_names)}); tokenize the prompts first"
-        )
-    for i, ids in enumerate(dataset["input_ids"]):
+        why = "there is no column input_ids"
+        raise Refusal(f"{name}.column_names", dataset.column_names, why, fix="tokenize the prompts first")
+    prompts = dataset["input_ids"]
+    for i, ids in enumerate(prompts):
         if not len(ids):
-            raise ValueError(f"{name} row {i}: the prompt is empty; drop it or give it at least a BOS token")
-        if context is not None and len(ids) + response_length > context:
-            raise ValueError(
-                f"{name} row {i}: a prompt of {len(ids)} tokens and response_length = {response_length} exceed the "
-                "model's "
-                f"context of {context}; shorten the prompt to {context - response_length} tokens or lower "
-                "response_length"
-            )
-        if max(ids) >= vocabulary or min(ids) < 0:
-            raise ValueError(f"{name} row {i}: token id {max(ids)} is outside the model's vocabulary of {vocabulary}")
+            raise Refusal(f"{name}[{i}]", ids, "the prompt is empty", fix="drop it, or give it a BOS token")
+        if outside := [token for token in ids if not 0 <= token < vocabulary]:
+            why = f"the token id is outside the model's vocabulary of {vocabulary}"
+            raise Refusal(f"{name}[{i}]", outside[0], why, fix="the policy's tokenizer")
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]), default=None)
+    if context is None or longest is None:
+        return
+    length = len(prompts[longest])
+    if length + response_length > context:
+        why = f"with the {length} tokens of {name}[{longest}] this exceeds the model's context of {context}"
+        room = f"response_length={context - length}" if length < context else "shorter prompts"
+        raise Refusal("response_length", response_length, why, fix=room)
 
 
 @dataclass(frozen=True)
 class PromptOrder:
-    """Which rows update `u` (from 1) trains on: each pass over the data is a new permutation, a ragged rest is left
-    out.
+    """Which rows an update (from 1) trains on: each pass over the data is a new permutation without a ragged rest.
 
     A function of the seed and the update, so the position in the prompts needs no state to be resumed.
     """
@@ -61,11 +73,9 @@ class PromptOrder:
 
     def __post_init__(self) -> None:
         if self.rows < self.batch_size:
-            raise ValueError(
-                f"train_dataset has {self.rows} prompts, fewer than one batch of {self.batch_size}; add prompts or "
-                "lower "
-                "per_device_train_batch_size * gradient_accumulation_steps"
-            )
+            why = f"fewer prompts than one batch of {self.batch_size}"
+            fix = "more prompts, or a lower per_device_train_batch_size * gradient_accumulation_steps"
+            raise Refusal("len(train_dataset)", self.rows, why, fix=fix)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -116,16 +126,17 @@ class Loop:
     def update(self, update: int) -> dict[str, float]:
         """One update, from prompts to changed weights; returns what it measured."""
         args, device, clock, peaks = self.args, self.args.device, [time.time()], []
+        memory = "gpu" if device.type == "cuda" else "cpu"
         lr = {group.get("role", "policy"): group["lr"] for group in self.optimizer.param_groups}
         rows = [self.dataset[i] for i in self.order.batch(update)]
         prompts = [prompt_of(row) for row in rows]
         replies = self.sample(prompts, update)
         clock.append(time.time())
-        peaks.append(logged.peak_memory_mb(device))
+        peaks.append(peak_memory_mb()[memory])
 
         raw = self.scorer(prompts, replies.tokens, rows).float()
-        require_finite(update, reward__mean=raw)
-        scores = self.shape(raw, torch.tensor(replies.ended))
+        require_finite(update, {"reward/mean": raw})
+        scores = self.paid_scores(raw, torch.tensor(replies.ended))
         mask = reply_mask(replies.tokens, device)
         batches = lay_out(prompts, replies.tokens, self.micro_batch_size, self.pad_id, device)
         experience = collect(self.forward, self.policy, self.reference, self.value, batches, mask)
@@ -137,9 +148,9 @@ class Loop:
         advantages, returns = generalized_advantages(rewards, experience.values, mask, args.gamma, args.lam)
         if args.whiten_advantages:
             advantages = whiten(advantages, mask)
-        require_finite(update, objective__kl=k1[mask], value__mean=experience.values[mask])
+        require_finite(update, {"objective/kl": k1[mask], "value/mean": experience.values[mask]})
         clock.append(time.time())
-        peaks.append(logged.peak_memory_mb(device))
+        peaks.append(peak_memory_mb()[memory])
 
         stats = self.optimize(batches, experience, advantages, returns, update)
         self.scheduler.step()
@@ -151,15 +162,15 @@ class Loop:
         logs |= {f"time/{name}": clock[i + 1] - clock[i] for i, name in enumerate(("rollout", "score", "update"))}
         logs["time/tokens_per_second"] = float(mask.sum()) / (clock[-1] - clock[0])
         return logs | {
-            "memory/peak_mb": logged.peak_memory_mb(device),
+            "memory/peak_mb": peak_memory_mb()[memory],
             "memory/peak_rollout_mb": peaks[0],
             "memory/peak_score_mb": peaks[1],
             "lr": lr["policy"],
             "lr_value": lr.get("value", lr["policy"]),
         }
 
-    def shape(self, raw: Tensor, ended: Tensor) -> Tensor:
-        """Scores as they are paid, by the options on centring, scale, clipping and missing EOS."""
+    def paid_scores(self, raw: Tensor, ended: Tensor) -> Tensor:
+        """The scores `[B]` after the options on centring, scale, clipping and missing EOS."""
         args = self.args
         center, scale = args.reward_center, args.reward_scale
         if args.reward_normalization == "running":
@@ -178,36 +189,48 @@ class Loop:
     def optimize(
         self, batches: Sequence[MicroBatch], experience: Experience, advantages: Tensor, returns: Tensor, update: int
     ) -> UpdateStats:
-        """The gradient steps, in train mode only for gradient checkpointing: with dropout off nothing else depends on
-        it.
+        """`num_ppo_epochs * num_mini_batches` optimizer steps, unless `max_update_kl` is passed before.
+
+        The policy's graph is gone before the value's is built: they share no parameter, so the gradients are the same
+        and only one graph is in memory. Raises NonFinite before a step that would spoil the weights.
         """
-        args = self.args
-        rules = Rules(
-            num_ppo_epochs=args.num_ppo_epochs,
-            num_mini_batches=args.num_mini_batches,
-            cliprange=args.cliprange,
-            cliprange_value=args.cliprange_value,
-            vf_coef=args.vf_coef,
-            max_grad_norm=args.max_grad_norm or 0.0,
-            max_update_kl=args.max_update_kl,
-            train_policy=update > args.value_warmup_updates,
-        )
-        for role in (self.policy, self.value):
-            role.model.train(bool(args.activation_checkpointing))
+        args, forward, policy, value, stats = self.args, self.forward, self.policy, self.value, UpdateStats()
+        policy_parameters, value_parameters = ([p for _, p in role.trainable()] for role in (policy, value))
+        generator = stream(args.seed, "minibatches", update)
+        with self._train_mode():
+            for _ in range(args.num_ppo_epochs):
+                for minibatch in minibatches(batches, args.num_mini_batches, generator):
+                    self.optimizer.zero_grad(set_to_none=True)
+                    if update > args.value_warmup_updates:
+                        old = experience.logprobs
+                        terms = policy_backward(forward, policy, minibatch, old, advantages, args.cliprange)
+                        norm = clip_gradients(policy_parameters, args.max_grad_norm)
+                        require_finite(update, {"loss/policy_avg": terms.loss, "policy/grad_norm": norm})
+                        stats.policy.append(terms)
+                        stats.policy_norms.append(norm)
+                        if args.max_update_kl is not None and float(terms.k3) > args.max_update_kl:
+                            stats.stopped_early = True
+                            self.optimizer.zero_grad(set_to_none=True)
+                            return stats
+                    ranges = (args.cliprange_value, args.vf_coef)
+                    terms = value_backward(forward, value, minibatch, experience.values, returns, *ranges)
+                    norm = clip_gradients(value_parameters, args.max_grad_norm)
+                    require_finite(update, {"loss/value_avg": terms.loss, "value/grad_norm": norm})
+                    stats.value.append(terms)
+                    stats.value_norms.append(norm)
+                    self.optimizer.step()
+                    stats.steps += 1
+            self.optimizer.zero_grad(set_to_none=True)
+        return stats
+
+    @contextmanager
+    def _train_mode(self) -> Iterator[None]:
+        """Only for gradient checkpointing: with dropout off nothing else depends on the mode."""
+        models = (self.policy.model, self.value.model)
+        for model in models:
+            model.train(bool(self.args.activation_checkpointing))
         try:
-            return optimize(
-                self.forward,
-                self.policy,
-                self.value,
-                self.optimizer,
-                batches,
-                experience,
-                advantages,
-                returns,
-                rules,
-                stream(args.seed, "minibatches", update),
-                update,
-            )
+            yield
         finally:
-            for role in (self.policy, self.value):
-                role.model.eval()
+            for model in models:
+                model.eval()

@@ -1,11 +1,13 @@
-"""The arithmetic of PPO on one page: KL control, shaped scores, rewards, advantages, whitening, and the two clipped losses.
+"""The arithmetic of PPO: KL control, shaped scores, rewards, advantages, whitening, and the two clipped losses.
 
-Tensors are `[B, R]` over reply tokens unless a docstring says otherwise, with a boolean mask that is true on the tokens a reply really has; values
-outside the mask are never read. The last true position of a row is the last token of the reply (its EOS, if it has one).
+Tensors are `[B, R]` over reply tokens unless a docstring says otherwise, with a boolean mask that is true on the tokens
+a reply really has; values outside the mask are never read. The last true position of a row is the last token of the
+reply (its EOS, if it has one).
 
-The losses are sums over tokens, so that the caller normalizes by the minibatch's own token count: a mean of micro-batch means would weigh a token
-by its neighbours' lengths (the gradient-accumulation bug); sums divided once do not, so 1 x 4 and 4 x 1 rows give the same gradient. Formulas:
-arXiv:1707.06347, equation 7; value clipping from the OpenAI baselines (arXiv:1909.08593's code).
+The losses are sums over tokens, and the caller divides by the minibatch's own token count: a mean of micro-batch means
+would weigh a token by its neighbours' lengths (the gradient-accumulation bug), and 1 x 4 and 4 x 1 rows would give
+different gradients. Formulas: arXiv:1707.06347, equation 7; value clipping as in OpenAI's baselines and in the code of
+arXiv:1909.08593.
 """
 
 from dataclasses import dataclass
@@ -64,12 +66,10 @@ def shape_scores(
     missing_eos_penalty: float | None,
     replace: bool,
 ) -> Tensor:
-    """(score - center) / scale, clipped to +-clip; a reply without EOS then gets `-missing_eos_penalty` instead, or
-    less of it.
+    """(score - center) / scale, clipped to +-clip; a reply without EOS then gets `-missing_eos_penalty` as its score.
 
-    Replacing is the "EOS trick" of Ziegler et al. and of arXiv:2403.17031 (detail 23): the score of a text that stops
-    in the middle means nothing. `replace=False` subtracts, as stock TRL does. `[B]` -> `[B]`, the scores given are left
-    alone.
+    That is the "EOS trick" of Ziegler et al. and of arXiv:2403.17031 (detail 23): the score of a text that stops in the
+    middle means nothing. `replace=False` subtracts the penalty from the score, as stock TRL does. `[B]` -> new `[B]`.
     """
     shaped = (scores - center) / scale
     if clip is not None:
@@ -117,13 +117,12 @@ def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> T
 def generalized_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """GAE (arXiv:1506.02438, equation 16) over ragged replies: advantages and returns, `[B, R]`, zeros outside the
-    mask.
+    """GAE (arXiv:1506.02438, equation 16) over ragged replies: advantages and returns, `[B, R]`, 0 outside the mask.
 
     The state behind the last token is terminal with value 0, also for a reply cut off at the length limit: that text is
-    what a reader gets, and its score has already been replaced (`scoring.shape_scores`), so there is nothing to
-    bootstrap. One gamma and one lambda serve advantages and returns of any length; what decouples them
-    (arXiv:2503.01491) pays off in chains of thought thousands of tokens long.
+    what a reader gets, and its score has already been replaced (`shape_scores`), so there is nothing to bootstrap. One
+    gamma and one lambda serve advantages and returns of any length; what decouples them (arXiv:2503.01491) pays off in
+    chains of thought thousands of tokens long.
     """
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
     advantages = torch.zeros_like(rewards)
@@ -138,9 +137,7 @@ def generalized_advantages(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows the mean, below 0 a harmful
-    one.
-    """
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 knows the mean, below 0 is worse than that."""
     variance = masked_variance(returns, mask)
     return torch.where(variance > 1e-12, 1 - masked_variance(returns - values, mask) / variance.clamp(min=1e-12), 0.0)
 

@@ -1,9 +1,9 @@
 """PPO for language models: TRL's PPOTrainer from the outside, our own loop inside.
 
-One update: sample replies (`rollout`), score them (`scoring`), take old and reference log-probabilities and values in
-the micro-batches of training (`passes`), turn them into advantages (`advantages`), and make `num_ppo_epochs *
-num_mini_batches` optimizer steps (`update`). The only module that imports `trl.experimental`, which TRL 1.13 no longer
-has.
+One update (`loop.Loop.update`): sample replies, score them, take old and reference log-probabilities and values in the
+micro-batches of training (`update.collect`), turn them into advantages (`objective`), and make `num_ppo_epochs *
+num_mini_batches` optimizer steps. The only module of the training code that imports `trl.experimental`, which TRL 1.13
+no longer has; the benchmark imports it too, to measure against stock.
 """
 
 import os
@@ -25,15 +25,15 @@ from transformers.trainer_utils import TrainOutput
 from trl.experimental import ppo as trl_ppo
 from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
+from rlhf.errors import Refusal
 from rlhf.evaluation.samples import write_samples
 from rlhf.files import PREFIX, rotate, write_complete
 from rlhf.generation.logprobs import Forward
-from rlhf.generation.sampling import stream
 from rlhf.models.roles import Role, save_role
 from rlhf.ppo import checkpoint, config
 from rlhf.ppo.assembly import assemble
 from rlhf.ppo.config import PPOOptions
-from rlhf.ppo.evaluation import evaluate_policy
+from rlhf.ppo.evaluation import evaluate
 from rlhf.ppo.loop import Loop, PromptOrder, check_prompts
 from rlhf.ppo.metrics import checked
 from rlhf.ppo.objective import KLController
@@ -74,8 +74,8 @@ class PPOTrainer(trl_ppo.PPOTrainer):
     ) -> None:
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset, self.data_collator = train_dataset, eval_dataset, data_collator
+        self.eval_datasets = by_name(eval_dataset)
         config.check_args(args, processing_class)
-        self.pad_id: int = processing_class.pad_token_id
         self.micro_batch_size = config.set_batch_sizes(args, len(train_dataset))
         self.prompts = PromptOrder(len(train_dataset), args.batch_size, args.seed)
         self.accelerator = Accelerator(cpu=args.use_cpu)
@@ -83,34 +83,16 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.policy, self.reference, rewards, self.value = assemble(
             *given, peft_config, args.device, len(processing_class), (args.model_adapter_name, args.ref_adapter_name)
         )
-        shared = (self.pad_id, self.micro_batch_size, self.autocast)
-        scorers = [RoleScorer(reward, *shared) if isinstance(reward, Role) else reward for reward in rewards]
         # what callbacks, the model card and integrations see
         self.model = self.policy_model = self.policy.peft or self.policy.model
         self.ref_model, self.reward_model, self.value_model = self.reference.model, reward_model, self.value.model
         self.is_peft_model = self.policy.peft is not None
         self.model_adapter_name, self.ref_adapter_name = self.policy.adapter, self.reference.adapter
-        self.eval_datasets = named(eval_dataset)
         self._check_prompts()
         self.optimizer, self.lr_scheduler = optimizers
         self.optimizer_cls_and_kwargs = None
         self.create_optimizer_and_scheduler(args.num_total_batches)
-        self.loop = Loop(
-            args=args,
-            policy=self.policy,
-            reference=self.reference,
-            value=self.value,
-            scorer=Combined(scorers, args.reward_combination, args.reward_spread_coef),
-            dataset=train_dataset,
-            order=self.prompts,
-            optimizer=self.optimizer,
-            scheduler=self.lr_scheduler,
-            eos_ids=config.eos_token_ids(args, processing_class, self.policy.model),
-            pad_id=self.pad_id,
-            micro_batch_size=self.micro_batch_size,
-            forward=Forward(args.temperature, (self.pad_id,), args.logprob_chunk_size, self.autocast),
-            kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
-        )
+        self.loop = self._build_loop(rewards)
         self._build_callbacks(callbacks)
         self.hub_model_id, self.hp_search_backend, self.current_flos = None, None, 0
         self.is_deepspeed_enabled = self.is_fsdp_enabled = False
@@ -130,6 +112,27 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         check_prompts(self.train_dataset, "train_dataset", **limits)
         for name, dataset in self.eval_datasets.items():
             check_prompts(dataset, f"eval_dataset {name}".strip(), **limits)
+
+    def _build_loop(self, rewards: list[Any]) -> Loop:
+        args, pad_id = self.args, self.processing_class.pad_token_id
+        shared = (pad_id, self.micro_batch_size, self.autocast)
+        scorers = [RoleScorer(reward, *shared) if isinstance(reward, Role) else reward for reward in rewards]
+        return Loop(
+            args=args,
+            policy=self.policy,
+            reference=self.reference,
+            value=self.value,
+            scorer=Combined(scorers, args.reward_combination, args.reward_spread_coef),
+            dataset=self.train_dataset,
+            order=self.prompts,
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            eos_ids=config.eos_token_ids(args, self.processing_class, self.policy.model),
+            pad_id=pad_id,
+            micro_batch_size=self.micro_batch_size,
+            forward=Forward(args.temperature, (pad_id,), args.logprob_chunk_size, self.autocast),
+            kl_controller=KLController(args.kl_coef, args.kl_target, args.kl_horizon),
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -227,36 +230,18 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Samples replies to the evaluation prompts, logs `eval_objective/...` and appends to `samples.jsonl`."""
-        args, logs = self.args, {}
-        given = named(eval_dataset) or self.eval_datasets
+        args, step, logs = self.args, self.state.global_step, {}
+        given = by_name(eval_dataset) or self.eval_datasets
         if not given:
-            raise ValueError("no eval_dataset was given; pass one, or set eval_strategy = no")
-        temperature = args.eval_temperature or 1.0
-        forward = Forward(temperature, (self.pad_id,), args.logprob_chunk_size, self.autocast)
+            raise Refusal("eval_dataset", None, "there is nothing to evaluate on", fix="pass one, or eval_strategy=no")
         for name, dataset in given.items():
             start = time.time()
             count = len(dataset) if args.eval_prompts is None else min(args.eval_prompts, len(dataset))
-            values, samples = evaluate_policy(
-                forward,
-                self.policy,
-                self.reference,
-                self.loop.scorer,
-                [dataset[i] for i in range(count)],
-                self.processing_class,
-                batch_size=self.micro_batch_size,
-                update=self.state.global_step,
-                max_new_tokens=args.response_length,
-                temperature=args.eval_temperature,
-                eos_ids=self.loop.eos_ids,
-                pad_id=self.pad_id,
-                # the same random numbers every time: a difference between two evaluations is the policy's
-                generator=stream(args.seed, "evaluation", 0),
-                chunk_size=args.local_rollout_forward_batch_size,
-            )
+            values, samples = evaluate(self.loop, [dataset[i] for i in range(count)], self.processing_class, step)
             values["eval_runtime"] = time.time() - start
             prefix = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
             logs |= {prefix + key.removeprefix("eval_"): value for key, value in checked(values).items()}
-            write_samples(Path(args.output_dir), self.state.global_step, name, samples)
+            write_samples(Path(args.output_dir), step, name, samples)
         self.log(dict(logs))
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, logs)
         return logs
@@ -293,6 +278,6 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
 
 
-def named(dataset: Any) -> dict[str, Any]:
+def by_name(dataset: Any) -> dict[str, Any]:
     """One evaluation set, several by name, or none, as a dict of them."""
     return dataset if isinstance(dataset, dict) else {"": dataset} if dataset else {}
