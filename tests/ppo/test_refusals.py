@@ -1,11 +1,13 @@
 """Each refusal of PPO says the setting, its value, why, what is allowed and a fix."""
 
+import ast
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import get_peft_model
 
+from rlhf.config import REPO
 from rlhf.errors import ConfigError, Refusal
 from rlhf.ppo import checkpoint, config
 from rlhf.ppo.assembly import assemble
@@ -155,3 +157,19 @@ def test_peak_memory_is_in_mb_of_2_to_the_20_bytes(monkeypatch, platform, reside
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5 * 2**20)
     assert peak_memory_mb() == {"cpu": 3.0, "gpu": 5.0}
+
+
+def test_trl_experimental_is_imported_by_one_file_of_the_training_code():
+    files = [file for file in (REPO / "src").rglob("*.py") if "trl.experimental" in imported(file)]
+    assert {file.relative_to(REPO / "src/rlhf").as_posix() for file in files} == {
+        "ppo/trainer.py",
+        "benchmark/contenders.py",
+        "benchmark/recipe.py",
+    }
+
+
+def imported(file):
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {".".join(name.split(".")[:2]) for name in names}
