@@ -215,3 +215,13 @@ def test_a_reward_model_full_of_nan_leaves_with_exit_4(workshop, tmp_path, door)
     assert done.returncode == 4 and len(done.stderr.splitlines()) <= 6, done.stderr
     assert "error: reward/mean is nan in update 1; stopped before another optimizer step" in done.stderr
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("bug", [ValueError("a tensor of the wrong shape"), TypeError("no such argument")])
+@pytest.mark.parametrize("place", ["assemble", "Loop"])
+def test_a_bug_inside_the_constructor_is_no_configuration_error(workshop, tmp_path, monkeypatch, bug, place):
+    def fail(*_, **__):
+        raise bug
+
+    monkeypatch.setattr(f"rlhf.ppo.trainer.{place}", fail)
+    assert start(workshop, tmp_path) == (1, str(bug))

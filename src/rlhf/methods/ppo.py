@@ -13,7 +13,7 @@ import torch
 
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
-from rlhf.errors import ConfigError, Refusal
+from rlhf.errors import Refusal
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import lora_config, read_adapter_config
 from rlhf.models.base import load_base
@@ -57,7 +57,3 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
         return PPOTrainer(args, tokenizer, policy, reference, rewards, data.train, value, eval_dataset=data.eval)
     except Refusal as error:
         raise long_name(error, args, ARGS) from error
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"ppo can't start: {error}") from error
