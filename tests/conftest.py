@@ -1,13 +1,13 @@
 """What tests share: composed stages, a tiny base with adapters, a finished chain of stages, doors run as a user runs them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-REPO = Path(__file__).resolve().parents[1]
+from tests.doors import Doors
+
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small lose more to threads that wait for each other than they gain
@@ -24,28 +24,25 @@ def compose_stage(tmp_path):
 @pytest.fixture(scope="session")
 def door():
     """`door("train.py", "recipes=support/sft", ...)`: run a door in its own process."""
-
-    def run(script: str, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(REPO / "src" / script), *arguments],
-            capture_output=True,
-            text=True,
-            input=stdin,
-            env=os.environ | environment,
-            cwd=REPO,
-            timeout=600,
-        )
-
-    return run
+    doors = Doors()
+    yield doors
+    doors.close()
 
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory, door) -> Path:
-    """The recipe `support` through its pipeline with debug=smoke: five finished stages and a report, in about a minute."""
-    root = tmp_path_factory.mktemp("chain") / "runs"
-    done = door("pipeline.py", "recipe=support", "debug=smoke", f"run.root={root}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (root / "pipeline.log").write_text(done.stdout)
+    """The recipe `support` with debug=smoke: five finished stages and the pipeline's report, made once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "chain/runs"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.parent / "lock"):
+        if not (root / "support/report.json").exists():
+            smoke = ("debug=smoke", f"run.root={root}")
+            stages = [("train.py", f"recipes=support/{name}") for name in ("base", "sft", "reward", "dpo", "ppo")]
+            for command in (*stages, ("pipeline.py", "recipe=support")):
+                done = door(*command, *smoke)
+                assert done.returncode == 0, done.stdout + done.stderr
+            assert done.stdout.count("is finished and unchanged") == 5, "the pipeline knows them as its own"
     return root
 
 

@@ -1,6 +1,7 @@
 """Drawing the replies of a comparison: a process that dies and a score that is not a number are told, and nothing half-written stays."""
 
-from concurrent.futures.process import BrokenProcessPool
+import os
+import signal
 
 import pytest
 
@@ -9,22 +10,17 @@ from rlhf.compare.trials import Comparison
 from rlhf.errors import GuardStop, ResourceError
 
 
-class Dies:
-    """A pool whose process is killed at its first task."""
+class Killed(module.Replies):
+    """Each process that draws is killed at its first task."""
 
-    def __init__(self, *_):
-        pass
-
-    def map(self, *_):
-        raise BrokenProcessPool
-
-    def shutdown(self, cancel_futures):
-        assert cancel_futures
+    def _draw(self, task, rows):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_that_is_killed_is_told_with_the_fix(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Dies)
-    drawing = module.Replies(Comparison("support", [f"run.root={tmp_path}"]), "annotator")
+    monkeypatch.setattr(module, "Replies", Killed)
+    monkeypatch.setattr(module, "_start_worker", str)  # which would load transformers
+    drawing = Killed(Comparison("support", [f"run.root={tmp_path}"]), "annotator")
     with pytest.raises(ResourceError, match=r"killed.*2 at a time(.|\n)*fix: jobs=1; what was drawn is kept"):
         list(drawing._drawn([[1], [2]], [], 2))
 

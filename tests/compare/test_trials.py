@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,21 +84,23 @@ def test_a_recipe_without_both_arms_is_refused(tmp_path):
 
 
 def _trains(monkeypatch, fail=()):
-    """Trials that take no time: what the door would leave is written, except for those named in `fail`."""
-    started = []
+    """Trials that take no time: what the door would leave is written, and a shell takes its place, with the exit code in `fail`."""
+    started, start = [], subprocess.run
 
-    def run(command, **_):
+    def run(command, **options):
         overrides = [word for word in command[3:] if word != "run.overwrite=true"]
         stage = to_stage(compose_config([command[2], *overrides]))
         started.append(stage.path.name)
         if stage.path.name in fail:
-            return subprocess.CompletedProcess(command, fail[stage.path.name])
+            return start(
+                ["sh", "-c", f"echo error: $OMP_NUM_THREADS threads >&2; exit {fail[stage.path.name]}"], **options
+            )
         (stage.path / "final").mkdir(parents=True, exist_ok=True)
         left = {"id": stage.path.name, "status": "finished", "inputs": record.inputs(stage)}
         (stage.path / "run.json").write_text(json.dumps(left))
-        return subprocess.CompletedProcess(command, 0)
+        return start(["true"], **options)
 
-    monkeypatch.setattr(trials.subprocess, "run", run)
+    monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(trials, "run_stages", lambda plan, names: 0)
     return started
 
@@ -114,6 +117,7 @@ def test_a_second_call_runs_nothing_and_a_lost_trial_alone_again(small, monkeypa
 
 def test_a_failed_trial_leaves_the_others(small, monkeypatch):
     started = _trains(monkeypatch, {"reward-seed2": 3, "dpo-0.3-seed1": 1})
+    monkeypatch.setattr(trials.os, "cpu_count", lambda: 8)
     failed = small().run(jobs=2)
     names = {trial.name for trial, _ in failed}
     assert {"reward-seed2", "dpo-0.3-seed1"} < names
@@ -125,6 +129,9 @@ def test_a_failed_trial_leaves_the_others(small, monkeypatch):
     )  # nothing scores their replies
     assert len(started) == 6 - 1
     assert all("exit code" in why for _, why in failed)
+    why = {trial.name: why for trial, why in failed}
+    assert why["reward-seed2"].startswith("failed with exit code 3; 4 threads (")
+    assert why["dpo-0.3-seed1"].startswith("failed with exit code 1; 4 threads (")
 
 
 def test_an_equal_run_of_the_recipe_itself_is_a_trial(small, monkeypatch, tmp_path):

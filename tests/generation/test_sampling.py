@@ -142,10 +142,10 @@ def test_prompt_order_is_a_permutation_a_pass():
         PromptOrder(3, 4, 0)
 
 
-def test_tokenizer_padding_side_does_not_matter(workshop, make_trainer):
+def test_tokenizer_padding_side_does_not_matter(workshop, make_trainer, monkeypatch):
     logs = []
     for side in ("left", "right"):
-        workshop.tokenizer.padding_side = side
+        monkeypatch.setattr(workshop.tokenizer, "padding_side", side)
         trainer = make_trainer(max_steps=1)
         trainer.train()
         logs.append(trainer.state.log_history[0]["objective/scores"])

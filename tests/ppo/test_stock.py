@@ -51,6 +51,7 @@ def test_five_updates_equal_those_of_stock(workshop, tmp_path, monkeypatch, whit
     dataset = Dataset.from_dict({"input_ids": rows})
     common = options(tmp_path) | {"whiten_rewards": whiten_rewards}
     common |= {"per_device_train_batch_size": len(rows), "total_episodes": len(rows) * UPDATES}
+    monkeypatch.setattr(workshop.tokenizer, "padding_side", "left")
     start = workshop.load()
     drifted = copy.deepcopy(start)  # a reference apart from the policy, so that the KL is not 0
     with torch.no_grad():
@@ -59,7 +60,6 @@ def test_five_updates_equal_those_of_stock(workshop, tmp_path, monkeypatch, whit
 
     def build(trainer, config, **more):
         policy, value = copy.deepcopy(start), workshop.load_reward()
-        workshop.tokenizer.padding_side = "left"
         made = trainer(
             config(**common, **more),
             workshop.tokenizer,

@@ -1,7 +1,6 @@
 """The preflight: everything we ship can be planned, quickly and without torch; what does not fit gets settings that do."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 
 from rlhf.config import REPO, options
 from rlhf.preflight.plan import count_rows, count_steps, lines, remedy, resolve
+from tests.doors import HEAVY, imported
 
 HUB = ["dataset=ultrafeedback", "batch_size=16", "method.start_from=null", "hardware=gpu_24gb"]
 DPO = ["method=dpo", "model=qwen3_8b", *HUB]
@@ -36,7 +36,7 @@ def test_every_recipe_can_be_planned(tmp_path):
     assert len(stages) == len(list((REPO / "recipes").rglob("*.yaml"))) >= 36 and known >= 27
 
 
-def test_a_plan_loads_no_torch_and_answers_at_once(door):
+def test_a_plan_loads_no_torch(door):
     code = (
         "import sys; sys.path.insert(0, 'src'); import rlhf.preflight.plan as p; given = ['recipes=zephyr-7b/ppo', 'hardware.memory_gb=11']; "
         "plan = p.resolve(given); list(p.lines(plan)); p.remedy(given, plan); "
@@ -44,11 +44,7 @@ def test_a_plan_loads_no_torch_and_answers_at_once(door):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
     for arguments, code in ((["hardware=gpu_80gb"], 0), (["hardware=gpu_24gb", "hardware.memory_gb=11"], 5)):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = door("plan.py", "recipes=zephyr-7b/ppo", *arguments)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        print(f"plan.py {' '.join(arguments)}: {seconds:.2f} s of processor time")
+        done = door("plan.py", "recipes=zephyr-7b/ppo", *arguments, PYTHONPROFILEIMPORTTIME="1")
         assert done.returncode == code, done.stdout + done.stderr
         for word in (
             "policy",
@@ -62,7 +58,7 @@ def test_a_plan_loads_no_torch_and_answers_at_once(door):
             "625 updates",
         ):
             assert word in done.stdout
-        assert seconds < 3  # of processor time: what else runs on the machine must not fail it
+        assert "hydra" in imported(done) and not HEAVY & imported(done)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The weights are random models of the same architecture with a few thousand param
 awkward rows that occur in it; the code is that of a real run. The recipe `support` runs in tests/runs/test_stages.py.
 """
 
+import functools
 import json
 from collections import Counter
 from itertools import cycle, islice
@@ -23,8 +24,7 @@ RECIPES = sorted({option.partition("/")[0] for option in options("recipes")} - {
 # logged only where an annotator knows the truth, or where a PPO stage has held-out prompts
 ELSEWHERE = {"gold_score", "known_words", "accuracy_true", "accuracy_noisy", "annotator_accuracy"}
 ELSEWHERE |= {name for name in LOGGED["ppo"] if name.startswith("eval_")}
-logged: dict[str, set[str]] = {method: set() for method in LOGGED}
-ran: list[str] = []
+ORDER = ("sft", "reward", "dpo", "ppo")
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +32,33 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs_to_its_verdict(recipe, root, local, capsys):
-    overrides = [f"run.root={root}"]
-    for name in [name for name in ("sft", "reward", "dpo", "ppo") if name in stages_of(recipe)]:
+@pytest.fixture(scope="module")
+def run(root, local):
+    """`run("zephyr-7b", "sft")`: a stage after those before it, trained once: its method, its overrides, what it logged."""
+
+    @functools.cache
+    def train(recipe, name):
+        for before in ORDER[: ORDER.index(name)]:
+            if before in stages_of(recipe):
+                train(recipe, before)
         own = [f"run.root={root}", *local(f"{recipe}/{name}")]
-        overrides += [f"{name}.{override}" for override in own[1:]]
         results = run_stage(compose_config([f"recipes={recipe}/{name}", *own]), own)
+        lines = [json.loads(line) for line in (root / recipe / name / "metrics.jsonl").read_text().splitlines()]
+        method = to_stage(compose_config([f"recipes={recipe}/{name}", *own])).method.name
+        return method, own[1:], set(results).union(*lines)
+
+    return train
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_to_its_verdict(recipe, root, run):
+    overrides = [f"run.root={root}"]
+    for name in [name for name in ORDER if name in stages_of(recipe)]:
+        method, own, _ = run(recipe, name)
+        overrides += [f"{name}.{override}" for override in own]
         folder = root / recipe / name
-        stage = to_stage(compose_config([f"recipes={recipe}/{name}", *own]))
-        method = stage.method.name
         assert list((folder / "final").glob("*.safetensors")) and (folder / "final/tokenizer.json").is_file()
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        logged[method] |= set(results).union(*lines)
         _rows_are_accounted_for(folder, method, to_stage(compose_config([f"recipes={recipe}/{name}"])).dataset.path)
-        ran.append(f"{recipe}/{name}")
     plan = Pipeline(recipe, overrides)
     assert set(plan.order) == set(stages_of(recipe))
     rows = compare(plan)
@@ -78,9 +90,14 @@ def _rows_are_accounted_for(folder, method, dataset):
         assert {**ledger["dropped"], "kept": ledger["kept"] - ledger["truncated"]} == outcome
 
 
-def test_every_stage_ran_and_every_known_metric_was_logged():
+def test_every_stage_ran_and_every_known_metric_was_logged(run):
     """`expect` may name what stands in LOGGED: so it must be true of each method."""
-    assert sorted(ran) == sorted(option for option in options("recipes") if not option.startswith("support/"))
+    ran = [(recipe, name) for recipe in RECIPES for name in ORDER if name in stages_of(recipe)]
+    assert sorted(map("/".join, ran)) == sorted(o for o in options("recipes") if not o.startswith("support/"))
+    logged: dict[str, set[str]] = {method: set() for method in LOGGED}
+    for stage in ran:
+        method, _, names = run(*stage)
+        logged[method] |= names
     print(f"{len(RECIPES)} recipes, {len(ran)} stages ran")
     assert (len(RECIPES), len(ran)) == (12, 32)
     for method, names in LOGGED.items():

@@ -67,9 +67,10 @@ def test_a_run_folder_holds_what_the_design_says(chain, name):
         "dpo": ["support/base", "support/sft"],
         "ppo": ["support/base", "support/sft", "support/reward"],
     }[name]
-    for ledger in json.loads((folder / "data.json").read_text())["splits"].values():
-        pairs = name in ("reward", "dpo")
-        assert ledger["read"] > 0 and (pairs or ledger["read"] == ledger["kept"] + sum(ledger["dropped"].values()))
+    for role, ledger in json.loads((folder / "data.json").read_text())["splits"].items():
+        made = 6 if name in ("reward", "dpo") and role != "test" else 1  # pairs of four ranked replies; equals are ties
+        found = ledger["kept"] + sum(ledger["dropped"].values()) + ledger["ties"]
+        assert ledger["read"] > 0 and ledger["read"] * made == found
     assert list(folder.glob("*.png"))
 
 
