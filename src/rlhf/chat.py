@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.contract import Messages
+from rlhf.files import FINAL
 from rlhf.process import quiet
 
 
@@ -57,8 +58,8 @@ def load(root: Path, name: str) -> Speaker:
 
     folder = root / name
     stage = finished_stage(folder, root)
-    tokenizer = saved_tokenizer(folder / "final")
-    role = load_roles(stage, tokenizer, {"policy": folder / "final"})["policy"]
+    tokenizer = saved_tokenizer(folder / FINAL)
+    role = load_roles(stage, tokenizer, {"policy": folder / FINAL})["policy"]
     return Speaker(f"{folder.parent.name}/{folder.name}", role, tokenizer, prompt_renderer(stage, tokenizer))
 
 

@@ -18,7 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from rlhf.errors import ConfigError
+from rlhf.files import FINAL
 
+GB = 2**30  # bytes in a GB, of hardware.memory_gb as of what is printed; an MB has 2**20
 REPO = Path(__file__).resolve().parents[2]
 STAGE_REFERENCE = re.compile(r"\$\{stage:\s*([\w-]+)\s*\}")
 
@@ -227,7 +229,7 @@ def register() -> None:
 
 def _weights_of(stage: str, *, _root_: DictConfig) -> str:
     """`${stage:sft}` is where that stage of the same recipe leaves its weights: runs/<recipe>/sft/final."""
-    return f"{_root_.run.root}/{_root_.run.recipe}/{stage}/final"
+    return f"{_root_.run.root}/{_root_.run.recipe}/{stage}/{FINAL}"
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

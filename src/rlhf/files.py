@@ -1,14 +1,17 @@
 """JSON, lines, folders and checkpoints on disk: whole or not at all."""
 
-import contextlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import DataError
+
+# in a run's folder
+FINAL = "final"  # the weights a stage ends with
+METRICS_FILE, ALERTS_FILE, RESULTS_FILE = "metrics.jsonl", "alerts.jsonl", "results.json"
 COMPLETE = "complete"  # written into a checkpoint after everything else: without it the checkpoint does not count
 
 
@@ -27,33 +30,64 @@ def is_complete(checkpoint: Path) -> bool:
     return all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
 
 
-def read_lines(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
-    """The entries of a .jsonl of the run folder up to a step; none if there is no file. A line cut off by a kill is left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return [entry for entry in found if entry["step"] <= last_step]
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, one a line; none if there is no file. A last line that a kill cut off is left out.
+
+    Raises DataError, naming file and line, for any other line that is no JSON object.
+    """
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []  # a reply may hold other separators, as U+2028
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                entries.append({**json.loads(line.decode())})
+        except (ValueError, TypeError) as error:
+            if number < len(lines):  # else no line feed follows it
+                raise DataError(
+                    f"{path}, line {number} is no JSON object: {line[:60].decode(errors='replace')!r}\n"
+                    "  fix: delete that line, or make the file again"
+                ) from error
+    return entries
 
 
 def keep_lines(path: Path, last_step: int) -> None:
     """Drops the lines of steps that a resumed run is about to repeat."""
     if is_main() and path.is_file():
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in read_lines(path, last_step)))
-        partial.replace(path)
+        write_lines(path, (entry for entry in read_lines(path) if entry["step"] <= last_step))
 
 
 def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    if is_main():
-        with path.open("a") as lines:
-            lines.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    """Adds a line an entry to a .jsonl file, in the main process only; a line that a kill cut off before goes."""
+    if not is_main():
+        return
+    with path.open("ab+") as file:
+        file.seek(max(0, file.tell() - 1))
+        cut = file.read() not in (b"", b"\n")
+    if cut:
+        write_lines(path, read_lines(path))
+    with path.open("ab") as file:
+        file.write(_lines(entries).encode())
+
+
+def write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """A .jsonl file, whole or not at all as in `write_text`."""
+    write_text(path, _lines(entries))
+
+
+def _lines(entries: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Through a temporary file, so that a killed process leaves the old content or the new one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """A JSON file, whole or not at all as in `write_text`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Through a hidden sibling, made durable and renamed last: a killed process leaves the old content or the new one."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
     partial.replace(path)
 
 
@@ -105,7 +139,12 @@ def _sync(path: Path) -> None:
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [p for p in output_dir.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit() and is_complete(p)]
-    return sorted(found, key=lambda p: int(p.name[len(PREFIX) :]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step (in PPO the update) after which a checkpoint was written, by its name."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:

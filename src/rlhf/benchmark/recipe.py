@@ -14,6 +14,7 @@ from rlhf.evaluation.judges import AnnotatorJudge
 from rlhf.evaluation.metrics import summary
 from rlhf.evaluation.samples import Sample, final_samples
 from rlhf.evaluation.statistics import win_rate
+from rlhf.files import FINAL
 from rlhf.models.shared import load_roles
 from rlhf.runs import record
 from rlhf.runs.record import finished_stage
@@ -35,7 +36,7 @@ def compare_recipe(folder: Path) -> dict[str, Any]:
         )
     if stage.adapter.name == "none":
         raise ConfigError(f"{folder}: adapter=none, but the comparison is of adapters\n  fix: adapter=lora")
-    tokenizer = saved_tokenizer(folder / "ppo" / "final")
+    tokenizer = saved_tokenizer(folder / "ppo" / FINAL)
     samples = {name: _samples(folder / name) for name in ("sft", "ppo")}
     asked, facts = [s["prompt_ids"] for s in samples["ppo"]], [s["facts"] for s in samples["ppo"]]
     if [s["prompt_ids"] for s in samples["sft"]] != asked:

@@ -9,6 +9,7 @@ import numpy as np
 from rlhf.compare.report import Cost, Fairness
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.config import Stage
+from rlhf.files import METRICS_FILE, read_lines
 from rlhf.runs import record
 
 
@@ -46,7 +47,7 @@ def costs(comparison: Comparison, trials: Sequence[Trial]) -> tuple[list[Cost], 
 
 def tokens(stage: Stage) -> dict[str, float]:
     """Tokens generated, and tokens of the sequences in gradient passes, prompts included, as the run's files tell them."""
-    lines = [json.loads(line) for line in (stage.path / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(stage.path / METRICS_FILE)
     if stage.method.name != "ppo":
         return {"generated": 0.0, "trained": max((line.get("num_tokens", 0.0) for line in lines), default=0.0)}
     ledger = json.loads((stage.path / "data.json").read_text())["splits"]["train"]

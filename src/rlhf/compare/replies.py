@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from rlhf import files
 from rlhf.compare.trials import Comparison, Trial, threads
 from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop, ResourceError
@@ -181,7 +182,7 @@ class Replies:
         chain = [
             Path(str(stage.method.start_from)),
             Path(self._reward(seed)),
-            *([trial.path / "final"] if trial else []),
+            *([trial.path / files.FINAL] if trial else []),
         ]
         weights = [record.read_run(folder.parent).get("id") or str(folder) for folder in chain]
         asked = (stage.dataset.path, stage.dataset.options, stage.dataset.splits.test, vars(stage.evaluation))
@@ -216,24 +217,19 @@ def _write(
     rewards: Sequence[float],
     kls: Sequence[float] | None = None,
 ) -> None:
-    lines = [json.dumps({"key": key})]
+    entries: list[dict[str, Any]] = [{"key": key}]
     for index, (sample, gold, reward) in enumerate(zip(samples, golds, rewards, strict=True)):
         scores = {"kl": kls[index] if kls else 0.0, "gold": gold, "reward": reward}
         for what, value in scores.items():
             if not math.isfinite(value):
                 raise GuardStop(f"{name}: the {what} of reply {index} is {value}; the finished trials are kept")
-        lines.append(json.dumps({k: sample[k] for k in KEPT} | scores, ensure_ascii=False))
-    partial = file.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(file)
+        entries.append({k: sample[k] for k in KEPT} | scores)
+    files.write_lines(file, entries)
 
 
 def _key_of(file: Path) -> str | None:
-    if not file.is_file():
-        return None
-    with file.open() as lines:
-        return json.loads(lines.readline())["key"]
+    return next(iter(files.read_lines(file)), {}).get("key")
 
 
 def _read(file: Path) -> list[Sample]:
-    return to_samples(json.loads(line) for line in file.read_text().splitlines()[1:])
+    return to_samples(files.read_lines(file)[1:])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import files
-from rlhf.config import REPO, Stage, needs
+from rlhf.config import GB, REPO, Stage, needs
 from rlhf.errors import ConfigError
 from rlhf.process import die_with_parent
 from rlhf.runs import record
@@ -52,13 +52,13 @@ class Trial:
     def state(self) -> str:
         """As `record.state`, and `stopped` where a guard ended it."""
         now = record.state(self.stage)
-        stops = any(alert["level"] == "stop" for alert in files.read_lines(self.path / "alerts.jsonl"))
+        stops = any(alert["level"] == "stop" for alert in files.read_lines(self.path / files.ALERTS_FILE))
         return "stopped" if now == "resumable" and stops and self.checkpoints() else now
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Steps and folders of the weights it left, oldest first; the last is what a user of the trial would load."""
-        found = {int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if files.is_complete(p)}
-        final = self.path / "final"
+        found = {files.step_of(path): path for path in files.checkpoints(self.path)}
+        final = self.path / files.FINAL
         if final.is_dir():
             from rlhf.evaluation.samples import last_step
 
@@ -155,7 +155,7 @@ class Comparison:
         if setting is not None:
             settings[f"method.args.{KNOBS[arm]}"] = setting
         if arm == "ppo" and "reward" in self.stages:
-            settings["method.reward_model"] = f"{self.trial('reward', None, seed).path}/final"
+            settings["method.reward_model"] = f"{self.trial('reward', None, seed).path}/{files.FINAL}"
         if arm != "reward":
             settings["method.args.save_total_limit"] = None  # every checkpoint is a point of the frontier
         ours = self._with(arm, setting, seed, settings)
@@ -266,5 +266,5 @@ def parallel(stage: Stage) -> int:
     """How many trials fit at once: on the CPU one a core within the memory that is free, on a GPU one."""
     if stage.hardware.device != "cpu":
         return 1
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
     return max(1, min(os.cpu_count() or 1, int(free / stage.hardware.memory_gb)))

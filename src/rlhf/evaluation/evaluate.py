@@ -13,7 +13,7 @@ from rlhf.config import Stage
 from rlhf.evaluation.annotators import with_gold
 from rlhf.evaluation.metrics import by_situation, summary
 from rlhf.evaluation.samples import TEST, Sample, last_step, write_samples
-from rlhf.files import read_lines
+from rlhf.files import FINAL, METRICS_FILE, read_lines
 from rlhf.generation.batches import lay_out, reply_mask
 from rlhf.generation.logprobs import Forward, kl_of_replies
 from rlhf.generation.sampling import sample_replies, stream
@@ -34,7 +34,7 @@ def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
     if not data.test:
         return results
     start = stage.method.start_from
-    folders = {"policy": stage.path / "final"} | ({"reference": Path(start)} if start else {})
+    folders = {"policy": stage.path / FINAL} | ({"reference": Path(start)} if start else {})
     roles = load_roles(stage, tokenizer, folders)
     prompts = [row["input_ids"] for row in data.test]
     samples = answer(stage, tokenizer, roles["policy"], prompts, temperature=0.0)
@@ -86,7 +86,7 @@ def evaluate_reward(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
     results = last_losses(stage.path)
     if data.eval is None:
         return results
-    role = load_roles(stage, tokenizer, {}, reward=stage.path / "final")["reward"]
+    role = load_roles(stage, tokenizer, {}, reward=stage.path / FINAL)["reward"]
     score = scorer(stage, tokenizer, role)
     prompts = data.eval["prompt_ids"]
     chosen, rejected = (score(prompts, data.eval[f"{side}_ids"], []) for side in ("chosen", "rejected"))
@@ -152,7 +152,7 @@ def reply_kl(
 def last_losses(path: Path) -> dict[str, float]:
     """The last training loss and the last held-out loss in metrics.jsonl."""
     found: dict[str, float] = {}
-    for entry in read_lines(path / "metrics.jsonl"):
+    for entry in read_lines(path / METRICS_FILE):
         found |= {
             name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry
         }

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judgements, judgements
+from rlhf.files import append_lines, read_lines
 
 PUBLIC = "https://api.openai.com/v1"
 TEMPLATE = """\
@@ -88,7 +89,7 @@ class EndpointJudge:
         self.name, self.model, self.url, self.host = f"openai:{model}", model, url, urlsplit(url).netloc
         self.file, self._key, self._lock = cache / "judge.jsonl", key, threading.Lock()
         self._open = urllib.request.build_opener(_NoRedirect).open
-        self._answers = _read(self.file)
+        self._answers = {entry["hash"]: entry["answer"] for entry in read_lines(self.file)}
         self._failed, self._in_a_row, self._why = 0, 0, ""
 
     def scores(self, replies: Sequence[Sample]) -> None:
@@ -152,7 +153,8 @@ class EndpointJudge:
         with self._lock:
             self._in_a_row = 0
             self._answers[self._hash(question)] = letter
-            _append(self.file, {"hash": self._hash(question), "answer": letter})
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            append_lines(self.file, [{"hash": self._hash(question), "answer": letter}])
 
     def _out_of_reach(self) -> ConfigError:
         return ConfigError(
@@ -217,24 +219,3 @@ def _letter(said: str) -> str | None:
     lines = said.strip().splitlines()
     found = LETTER.fullmatch(lines[-1]) if lines else None
     return found[1].upper() if found else None
-
-
-def _read(file: Path) -> dict[str, str | None]:
-    """Answers by hash; lines that a killed process left unfinished are asked again."""
-    found = {}
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
-        try:
-            entry = json.loads(line)
-            found[entry["hash"]] = entry["answer"]
-        except (ValueError, LookupError, TypeError):
-            continue
-    return found
-
-
-def _append(file: Path, entry: dict[str, Any]) -> None:
-    """One line more, on a line of its own even after an unfinished one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab+") as out:
-        if out.tell() and (out.seek(-1, os.SEEK_END), out.read(1))[1] != b"\n":
-            out.write(b"\n")
-        out.write(json.dumps(entry).encode() + b"\n")

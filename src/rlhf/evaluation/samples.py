@@ -1,13 +1,12 @@
 """The replies that a run writes down, and how they are read back."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from rlhf.files import read_lines
+from rlhf.files import METRICS_FILE, read_lines, write_lines
 
 SAMPLES = "samples.jsonl"
 TEST = "test"  # the set of samples.jsonl that reports compare
@@ -48,19 +47,13 @@ def column(samples: Iterable[Sample], key: str) -> np.ndarray:
 def write_samples(folder: Path, step: int, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
     path = folder / SAMPLES
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [
-        line for line in lines if (row := json.loads(line))["step"] < step or (row["step"], row["set"]) < (step, name)
-    ]
-    added = [json.dumps({"step": step, "set": name, **sample}, ensure_ascii=False) for sample in samples]
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join([*kept, *added]) + "\n")
-    partial.replace(path)
+    kept = [row for row in read_lines(path) if (row["step"], row["set"]) < (step, name)]
+    write_lines(path, [*kept, *({"step": step, "set": name, **sample} for sample in samples)])
 
 
 def last_step(path: Path) -> int:
     """The last step of which metrics.jsonl tells."""
-    return max((line["step"] for line in read_lines(path / "metrics.jsonl")), default=0)
+    return max((line["step"] for line in read_lines(path / METRICS_FILE)), default=0)
 
 
 def final_samples(path: Path) -> list[Sample]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf.config import Stage
 from rlhf.errors import Refusal, nearest
 from rlhf.fields import checked
+from rlhf.files import FINAL
 
 
 def lora_config(stage: Stage, task: str) -> Any:
@@ -131,7 +132,7 @@ def same_base(one: str, other: str) -> bool:
     if one == other or os.path.realpath(one) == os.path.realpath(other):
         return True
     ends = [Path(name).parts[-3:] for name in (one, other)]
-    return ends[0] == ends[1] and ends[0][-1] == "final"
+    return ends[0] == ends[1] and ends[0][-1] == FINAL
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import append_lines, checkpoints, is_main, keep_lines, read_lines
+from rlhf.files import ALERTS_FILE, append_lines, checkpoints, is_main, keep_lines, read_lines
 from rlhf.monitor import feed
 from rlhf.monitor.rules import Alert
 
@@ -22,7 +22,7 @@ class Watch(TrainerCallback):
     def __init__(self, trainer: Any, stage: Stage) -> None:
         self.trainer, self.path, self.annotator = trainer, stage.path, stage.dataset.annotator
         self.monitor = feed.monitor_of(stage)
-        self.alerts, self.suspicious = stage.path / "alerts.jsonl", stage.path / "suspicious.jsonl"
+        self.alerts, self.suspicious = stage.path / ALERTS_FILE, stage.path / "suspicious.jsonl"
         self.told: set[tuple[int, str, str]] = set()
         self.stops: list[Alert] = []
 

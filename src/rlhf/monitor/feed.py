@@ -12,7 +12,7 @@ from rlhf.config import REPO, Stage, read_stage
 from rlhf.config import Monitor as Settings
 from rlhf.evaluation.annotators import with_gold
 from rlhf.evaluation.samples import SAMPLES, TEST, Sample, to_samples
-from rlhf.files import read_lines
+from rlhf.files import FINAL, METRICS_FILE, RESULTS_FILE, read_lines
 from rlhf.monitor.rules import Alert, Monitor
 
 Point = tuple[int, Mapping[str, float], Sequence[Sample]]  # what Monitor.update takes
@@ -32,14 +32,15 @@ def monitor_of(stage: Stage, settings: Settings | None = None) -> Monitor:
     """A monitor that knows the stage's beta, if it is DPO, and the scale of its reward model, if a stage here trained it."""
     beta = stage.method.args.get("beta") if stage.method.name == "dpo" else None
     top, rewards = None, [Path(reward) for reward in stage.method.reward_models]
-    if len(rewards) == 1 and rewards[0].name == "final" and (results := rewards[0].parent / "results.json").is_file():
+    if len(rewards) == 1 and rewards[0].name == FINAL and (results := rewards[0].parent / RESULTS_FILE).is_file():
         top = json.loads(results.read_text()).get("score_p99")
     return Monitor(settings or stage.monitor, None if beta is None else float(beta), top)
 
 
 def points(folder: Path, annotator: str | None, last: float = math.inf) -> list[Point]:
     """All that a run has logged and replied up to step `last`, in the order in which it did."""
-    logged: list[Point] = [(line["step"], line, ()) for line in read_lines(folder / "metrics.jsonl", last)]
+    lines = read_lines(folder / METRICS_FILE)
+    logged: list[Point] = [(line["step"], line, ()) for line in lines if line["step"] <= last]
     return sorted([*logged, *replies(folder, annotator, last=last)], key=lambda point: point[0])
 
 
@@ -47,6 +48,6 @@ def replies(folder: Path, annotator: str | None, first: float = 0, last: float =
     """The replies of each evaluation during training. Those after it, the set `test`, are greedy and to other prompts, so
     nothing can be read off a change to them.
     """
-    rows = [row for row in read_lines(folder / SAMPLES, last) if row["step"] >= first and row["set"] != TEST]
+    rows = [row for row in read_lines(folder / SAMPLES) if first <= row["step"] <= last and row["set"] != TEST]
     for step, group in groupby(rows, key=lambda row: row["step"]):
         yield step, {}, with_gold(to_samples(group), annotator)

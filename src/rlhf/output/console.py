@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from rlhf.config import Stage, split_batch
+from rlhf.config import GB, Stage, split_batch
 from rlhf.files import is_main
 
 
@@ -39,6 +39,12 @@ def header(stage: Stage, data: Any) -> None:
     print(textwrap.fill(f"a row    {shown!r}", _width(), subsequent_indent=" " * 9), flush=True)
 
 
+def memory(run: dict[str, Any]) -> str:
+    """The peaks in a run.json, of the host and of the GPU if one was used."""
+    host, gpu = (f"{run.get(key, 0) * 2**20 / GB:.2f} GB" for key in ("peak_memory_mb", "peak_gpu_memory_mb"))
+    return f"{host}, of the GPU {gpu}" if "peak_gpu_memory_mb" in run else host
+
+
 def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     """Results, where everything is, and the next command."""
     if not is_main():
@@ -46,7 +52,7 @@ def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
     line = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
     print(textwrap.fill(f"result   {line}", _width(), subsequent_indent=" " * 9))
-    print(f"time     {run['seconds']:.0f} s, peak memory {run['peak_memory_mb']:.0f} MB")
+    print(f"time     {run['seconds']:.0f} s, peak memory {memory(run)}")
     print(f"files    {stage.path}/  (final/, results.json, metrics.jsonl, data.json, *.png)")
     name = f"{stage.run.recipe}/{stage.run.stage}"
     follow = (

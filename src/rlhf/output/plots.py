@@ -1,10 +1,11 @@
 """Curves and intervals as PNG, readable without colour."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rlhf.files import METRICS_FILE, read_lines
 
 CURVES = {
     "loss.png": ("loss", (("loss", "training"), ("eval_loss", "held out"))),
@@ -19,10 +20,7 @@ Interval = tuple[float, float, float]  # a mean and the ends of its interval
 
 def curves(path: Path) -> list[Path]:
     """Draw what metrics.jsonl holds; returns the files written."""
-    file = path / "metrics.jsonl"
-    if not file.exists():
-        return []
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = read_lines(path / METRICS_FILE)
     written = []
     for name, (label, series) in CURVES.items():
         found = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf.config import Stage, split_batch
 from rlhf.errors import ConfigError
+from rlhf.files import FINAL
 from rlhf.preflight.sizes import Shape
 from rlhf.rewards.functions import PREFIX
 
@@ -101,7 +102,7 @@ def scorer_bytes(source: str, own: float) -> float | None:
     folder = Path(source).expanduser()
     if source.startswith(PREFIX):
         return 0.0
-    if folder.name == "final" or (folder / "adapter_config.json").is_file():
+    if folder.name == FINAL or (folder / "adapter_config.json").is_file():
         return own
     return float(sum(file.stat().st_size for file in folder.glob("*.safetensors"))) if folder.is_dir() else None
 

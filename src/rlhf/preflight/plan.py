@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config import Stage, compose_config, needs, split_batch, to_stage
+from rlhf.config import GB, Stage, compose_config, needs, split_batch, to_stage
 from rlhf.data import contract, sources
 from rlhf.data.contract import BadRow
 from rlhf.data.prepare import ROWS
@@ -16,7 +16,6 @@ from rlhf.preflight.memory import ROLES, Parts, Work, adapter_weights, argument,
 from rlhf.preflight.settings import check
 from rlhf.preflight.sizes import Shape, shape_of
 
-GB = 2**30
 COUNTED = 200e6  # bytes of local files that are read to count their rows: about a second
 CHECKED = (
     "         estimated for rows of full length; within 15% of the measured peak of each method on the CPU "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf.config import REPO, Stage, options, template_file
 from rlhf.errors import ConfigError, nearest
+from rlhf.files import FINAL
 from rlhf.methods import LOGGED, REPORTED
 from rlhf.monitor import rules
 from rlhf.rewards.functions import PREFIX, unknown_rule
@@ -160,7 +161,7 @@ def _files(stage: Stage, planned: Sequence[str]) -> list[str]:
 def _weights(stage: Stage, key: str, value: str, planned: Sequence[str]) -> list[str]:
     path = Path(value)
     root = Path(stage.run.root) / stage.run.recipe
-    if path.parent.parent == root and path.name == "final":
+    if path.parent.parent == root and path.name == FINAL:
         name = path.parent.name
         if path.is_dir() or name in planned:
             return []

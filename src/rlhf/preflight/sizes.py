@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf.config import Model, Stage, compose_config, options, to_stage
 from rlhf.errors import ConfigError, nearest
+from rlhf.files import FINAL
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _sizes(model: Model) -> tuple[Mapping[str, Any], str]:
         return json.loads((path / "config.json").read_text()), f"{path}/config.json"
     if model.shape:
         return model.shape, "model.shape"
-    if path.name == "final" and (origin := "/".join(path.parts[-3:-1])) in options("recipes"):
+    if path.name == FINAL and (origin := "/".join(path.parts[-3:-1])) in options("recipes"):
         return _sizes(to_stage(compose_config([f"recipes={origin}"])).model)
     raise ConfigError(
         f"model.path={model.path}: its sizes are not known here, and nothing is downloaded for a plan\n"

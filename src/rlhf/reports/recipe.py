@@ -12,12 +12,14 @@ from rlhf.evaluation.metrics import DEFINITIONS, by_situation, summary
 from rlhf.evaluation.samples import Sample, final_samples
 from rlhf.evaluation.statistics import win_rate
 from rlhf.models.shared import load_roles
+from rlhf.output.console import memory
 from rlhf.output.tables import between_markers, grid
 from rlhf.rewards.scorers import scorer
 from rlhf.runs import record
 from rlhf.runs.record import finished_stage
 
 COLUMNS = ("gold_score", "win_rate_vs_sft", "reward_score", "kl", "length", "eos_rate", "distinct_2", "known_words")
+PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
 SHOWN_PER_SITUATION = 1
 
 
@@ -49,7 +51,7 @@ def report(folder: Path) -> str:
         keys = ("accuracy", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "held_out_loss")
         found[name] = {key: results[name][key] for key in keys if key in results[name]}
     found["costs"] = {
-        name: {"seconds": runs[name]["seconds"], "peak_memory_mb": runs[name]["peak_memory_mb"]} for name in finished
+        name: {key: runs[name][key] for key in ("seconds", *PEAKS) if key in runs[name]} for name in finished
     }
     files.write_json(folder / "report.json", found)
     policies = [name for name in _order(samples) if "win_rate_ci" in found[name] and name != "sft"]
@@ -69,10 +71,11 @@ def into_readme(readme: Path, folder: Path, table: str) -> None:
     """Replace what stands between the markers by the table and where its numbers come from."""
     runs = [record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))]
     seconds = sum(run["seconds"] for run in runs)
+    peaks = {key: max(run[key] for run in runs if key in run) for key in PEAKS if any(key in run for run in runs)}
     origin = (
         f"`make demo` (`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`): {len(runs)} stages in {seconds / 60:.1f} "
         f"minutes on {runs[0]['machine']['cores']} cores ({runs[0]['machine']['processor']}), peak memory "
-        f"{max(run['peak_memory_mb'] for run in runs) / 1000:.1f} GB, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
+        f"{memory(peaks)}, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
         "held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap interval; KL in nats a reply."
     )
     between_markers(readme, "results", f"{table}\n\n{origin}")

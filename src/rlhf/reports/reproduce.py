@@ -179,12 +179,13 @@ def into(readme: Path) -> bool:
 
 def measured(folder: Path, metric: str) -> float | None:
     """The value that a finished stage left: of its results, its last log line that has it, or the recipe's report."""
-    files: list[Any] = [json.loads((folder / "results.json").read_text())]
-    lines = folder / "metrics.jsonl"
-    files += [json.loads(line) for line in reversed(lines.read_text().splitlines())] if lines.is_file() else []
+    found = [
+        json.loads((folder / files.RESULTS_FILE).read_text()),
+        *reversed(files.read_lines(folder / files.METRICS_FILE)),
+    ]
     report = folder.parent / "report.json"
-    files += [json.loads(report.read_text()).get(folder.name, {})] if report.is_file() else []
-    return next((float(file[metric]) for file in files if isinstance(file.get(metric), int | float)), None)
+    found += [json.loads(report.read_text()).get(folder.name, {})] if report.is_file() else []
+    return next((float(entry[metric]) for entry in found if isinstance(entry.get(metric), int | float)), None)
 
 
 def verdict(expected: Expected, value: float | None) -> str:

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import COMPLETE, append_lines, is_main, keep_lines
+from rlhf.files import COMPLETE, METRICS_FILE, append_lines, is_main, keep_lines
 from rlhf.monitor.callback import Watch
 
 
@@ -20,7 +20,7 @@ class MetricsFile(TrainerCallback):
     """Appends each log line to metrics.jsonl, and drops the lines of steps that a resumed run is about to repeat."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path / "metrics.jsonl"
+        self.path = path / METRICS_FILE
 
     def on_train_begin(self, args, state, control, **kwargs):
         keep_lines(self.path, state.global_step)

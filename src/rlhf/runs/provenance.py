@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -31,8 +32,6 @@ def _relative_argv() -> list[str]:
 
 def redact(text: str) -> str:
     """No token reaches a file: what follows a key that sounds like a secret, and anything shaped like a hub or API token."""
-    import re
-
     text = re.sub(r"(?i)((?:^|[._])(?:token|api_key|password|secret)=).+", r"\1***", text)
     return re.sub(r"\b(?:hf_|sk-|wandb_v\d_)[A-Za-z0-9_-]{8,}", "***", text)
 

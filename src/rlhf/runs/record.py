@@ -11,15 +11,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf import files
 from rlhf.config import Stage, read_stage
 from rlhf.data import sources
 from rlhf.errors import ConfigError, nearest
-from rlhf.files import is_complete, is_main, write_json
+from rlhf.files import FINAL, is_main
 from rlhf.process import peak_memory_mb
-from rlhf.runs.provenance import provenance, redact, redacted
+from rlhf.runs.provenance import provenance, redacted
 
 # keys that change where and how loudly a stage runs, what it is compared with and what stops it, but not its result
 PLACEMENT = ("run", "logging", "source", "expect", "monitor")
+
+PEAKS = {"cpu": "peak_memory_mb", "gpu": "peak_gpu_memory_mb"}  # in run.json
 
 
 def inputs(stage: Stage) -> dict[str, str]:
@@ -35,7 +38,7 @@ def inputs(stage: Stage) -> dict[str, str]:
     }
     found = {"config": _digest(settings), "data": sources.fingerprint(stage.dataset)}
     for key in _weights(stage):
-        if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == "final":
+        if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == FINAL:
             found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
     return found
 
@@ -122,48 +125,52 @@ class Record:
             "resumed": before.get("resumed", 0) + int(resume),
         }
         self._save()
-        resolved = OmegaConf.create(redacted(asdict(stage)))
-        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(resolved))
-        hydra = self.path / ".hydra"
-        hydra.mkdir(exist_ok=True)
+        self._yaml("config.yaml", asdict(stage))
+        (self.path / ".hydra").mkdir(exist_ok=True)
         if cfg is not None:
-            (hydra / "config.yaml").write_text(
-                OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(cfg))))
-            )
-        (hydra / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create([redact(o) for o in overrides])))
+            self._yaml(".hydra/config.yaml", OmegaConf.to_container(cfg))
+        self._yaml(".hydra/overrides.yaml", overrides)
+
+    def _yaml(self, name: str, content: Any) -> None:
+        files.write_text(self.path / name, OmegaConf.to_yaml(OmegaConf.create(redacted(content))))
 
     def write(self, name: str, content: Any) -> None:
         """A JSON file of the run folder, complete or absent."""
         if is_main():
-            write_json(self.path / name, content)
+            files.write_json(self.path / name, content)
 
-    def status(self, status: str, **more: Any) -> None:
+    def status(self, status: str) -> None:
+        """Writes `running`, `trained` or `finished` into run.json, with the seconds and the peak memory so far.
+
+        `peak_memory_mb` is the host's; runs on a GPU have its own beside it, as `peak_gpu_memory_mb`.
+        """
         if is_main():
-            self.run |= {"status": status, **more}
+            self.run["status"] = status
             self.run["seconds"] = round(float(self.run["seconds"]) + time.time() - self.started, 1)
             self.started = time.time()
-            self.run["peak_memory_mb"] = max(self.run.get("peak_memory_mb", 0), *peak_memory_mb().values())
+            for device, peak in peak_memory_mb().items():
+                key = PEAKS[device]
+                if peak:
+                    self.run[key] = max(self.run.get(key, 0.0), peak)
             self._save()
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was completely written; incomplete ones are removed."""
-        found = []
-        for folder in self.path.glob("checkpoint-*"):
-            if is_complete(folder):
-                found.append(folder)
-            elif is_main():
-                shutil.rmtree(folder)
-        return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+        found = files.checkpoints(self.path)
+        if is_main():
+            for incomplete in set(self.path.glob(f"{files.PREFIX}*")) - set(found):
+                shutil.rmtree(incomplete)
+        return found[-1] if found else None
 
     def _save(self) -> None:
-        write_json(self.path / "run.json", self.run)
+        files.write_json(self.path / "run.json", self.run)
 
 
 def lineage(stage: Stage) -> list[dict[str, str]]:
     """Every finished run below this one, with the id of each: the whole chain of weights."""
     chain: dict[str, dict[str, str]] = {}
     for path in _weights(stage):
-        run = read_run(Path(path).parent) if path is not None and Path(path).name == "final" else {}
+        run = read_run(Path(path).parent) if path is not None and Path(path).name == FINAL else {}
         if run:
             chain |= {entry["id"]: entry for entry in run.get("lineage", [])}
             chain[run["id"]] = {"stage": f"{run['recipe']}/{run['stage']}", "id": run["id"]}

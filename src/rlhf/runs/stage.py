@@ -56,7 +56,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         del trainer
         gc.collect()
     results = _evaluate(stage, tokenizer, data)
-    run.write("results.json", results)
+    run.write(files.RESULTS_FILE, results)
     if files.is_main():
         from rlhf.output.plots import curves
 
@@ -109,7 +109,7 @@ def _train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Re
         trainer.evaluate()  # what is compared with published numbers is the model that is saved
     if files.is_main():
         # other stages read it as soon as it is there
-        replace_folder(stage.path / "final", partial(_save, stage, trainer, tokenizer))
+        replace_folder(stage.path / files.FINAL, partial(_save, stage, trainer, tokenizer))
         run.run["train_seconds"] = round(time.time() - began, 1)
 
 
