@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.config import REPO, Expected
 from rlhf.errors import ConfigError, GuardStop
-from rlhf.reports.reproduce import END, START, into, measured, settle, verdict
+from rlhf.reports.reproduce import into, measured, settle, verdict
 
 STATED = [("sft", "gold_score"), ("reward", "accuracy_true")]
 STATED += [(stage, metric) for stage in ("dpo", "ppo") for metric in ("gold_score", "win_rate_vs_sft")]  # of support
@@ -104,7 +104,7 @@ def test_the_index_is_up_to_date_and_says_what_was_not_run(tmp_path):
     copy = tmp_path / "README.md"
     shutil.copy(REPO / "recipes/README.md", copy)
     assert not into(copy), "python src/reproduce.py page=recipes/README.md"
-    lines = copy.read_text().partition(START)[2].partition(END)[0].strip().splitlines()[2:]
+    lines = copy.read_text().partition("<!-- recipes -->")[2].partition("<!-- /recipes -->")[0].strip().splitlines()[2:]
     recipes = {path.parent.name for path in REPO.glob("recipes/*/*.yaml")}
     assert {line.split("]")[0].lstrip("| [") for line in lines} == recipes and len(recipes) == 13
     kept = {path.parent.name for path in REPO.glob("recipes/*/reproduction.json")}
@@ -112,5 +112,5 @@ def test_the_index_is_up_to_date_and_says_what_was_not_run(tmp_path):
     copy.write_text(copy.read_text().replace("0.628", "0.9"))
     assert into(copy) and not into(copy)
     copy.write_text("no markers")
-    with pytest.raises(ConfigError, match="lacks the markers"):
+    with pytest.raises(ConfigError, match="lacks the markers <!-- recipes --> and <!-- /recipes -->\n  fix: add both"):
         into(copy)

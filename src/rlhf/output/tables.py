@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.errors import ConfigError
+from rlhf.files import write_text
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
@@ -14,12 +15,19 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def between_markers(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in a page."""
-    before, start, rest = page.read_text().partition(f"<!-- {mark} -->")
+def between_markers(page: Path, mark: str, text: str) -> bool:
+    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in a page; whether that changed anything.
+
+    Raises ConfigError where the page is absent or lacks the markers.
+    """
+    now = page.read_text() if page.is_file() else ""
+    before, start, rest = now.partition(f"<!-- {mark} -->")
     _, end, after = rest.partition(f"<!-- /{mark} -->")
     if not start or not end:
         raise ConfigError(
             f"{page} lacks the markers <!-- {mark} --> and <!-- /{mark} -->\n  fix: add both, each on a line"
         )
-    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    new = f"{before}{start}\n{text}\n{end}{after}"
+    if new != now:
+        write_text(page, new)
+    return new != now

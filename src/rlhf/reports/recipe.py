@@ -1,10 +1,12 @@
 """The result table of a recipe: finished policies on the same held-out prompts, with win rates against SFT, and replies to read."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf import files
+from rlhf.config import read_stage
 from rlhf.errors import ConfigError
 from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.judges import AnnotatorJudge
@@ -19,7 +21,7 @@ from rlhf.runs import record
 from rlhf.runs.record import finished_stage
 
 COLUMNS = ("gold_score", "win_rate_vs_sft", "reward_score", "kl", "length", "eos_rate", "distinct_2", "known_words")
-PEAKS = ("peak_memory_mb", "peak_gpu_memory_mb")
+
 SHOWN_PER_SITUATION = 1
 
 
@@ -29,7 +31,7 @@ def report(folder: Path) -> str:
     Raises:
         ConfigError: no finished stage in the folder wrote replies.
     """
-    runs = {path.parent.name: record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    runs = record.runs(folder)
     finished = [name for name, run in runs.items() if run.get("status") == "finished"]
     samples = {name: rows for name in finished if (rows := final_samples(folder / name))}
     if not samples:
@@ -37,12 +39,12 @@ def report(folder: Path) -> str:
             f"{folder} has no finished stage with replies\n  fix: python src/pipeline.py recipe={folder.name}"
         )
     samples, apart = comparable(samples)
-    results = {name: json.loads((folder / name / "results.json").read_text()) for name in finished}
-    rewards = [name for name in finished if "accuracy" in results[name]]
+    results = {name: json.loads((folder / name / files.RESULTS_FILE).read_text()) for name in finished}
+    rewards = [name for name in finished if read_stage(folder / name).method.name == "reward"]
     if rewards:
         _score(folder, samples, folder / rewards[0])
     found: dict[str, Any] = {}
-    for name in _order(samples):
+    for name in samples:
         found[name] = summary(samples[name]) | {"gold_by_situation": by_situation(samples[name], "gold")}
         if name == "sft":
             found[name]["kl"] = 0.0  # the reference of every KL here is the SFT model itself
@@ -51,44 +53,39 @@ def report(folder: Path) -> str:
         keys = ("accuracy", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "held_out_loss")
         found[name] = {key: results[name][key] for key in keys if key in results[name]}
     found["costs"] = {
-        name: {key: runs[name][key] for key in ("seconds", *PEAKS) if key in runs[name]} for name in finished
+        name: {key: runs[name][key] for key in ("seconds", *record.PEAKS.values()) if key in runs[name]}
+        for name in finished
     }
     files.write_json(folder / "report.json", found)
-    policies = [name for name in _order(samples) if "win_rate_ci" in found[name] and name != "sft"]
+    policies = [name for name in samples if "win_rate_ci" in found[name] and name != "sft"]
     if policies:
         from rlhf.output.plots import intervals
 
         rates = {n: (found[n]["win_rate_vs_sft"], *found[n]["win_rate_ci"]) for n in policies}
         intervals(folder / "win_rates.png", {"against SFT": rates}, x="win rate against SFT, 95% interval", rates=True)
-    table = _table(found, list(_order(samples)), rewards)
+    table = _table(found, list(samples), rewards)
     if apart:
         table += f"\n\n{', '.join(apart)}: asked other prompts, so not in the table"
-    (folder / "report.md").write_text(_markdown(folder, found, samples, table, policies))
+    files.write_text(folder / "report.md", _markdown(folder, found, samples, table, bool(policies)))
     return table
 
 
 def into_readme(readme: Path, folder: Path, table: str) -> None:
     """Replace what stands between the markers by the table and where its numbers come from."""
-    runs = [record.read_run(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    runs = list(record.runs(folder).values())
     seconds = sum(run["seconds"] for run in runs)
-    peaks = {key: max(run[key] for run in runs if key in run) for key in PEAKS if any(key in run for run in runs)}
+    peaks = {
+        key: max(run[key] for run in runs if key in run)
+        for key in record.PEAKS.values()
+        if any(key in run for run in runs)
+    }
     origin = (
-        f"`make demo` (`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`): {len(runs)} stages in {seconds / 60:.1f} "
+        f"`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`: {len(runs)} stages in {seconds / 60:.1f} "
         f"minutes on {runs[0]['machine']['cores']} cores ({runs[0]['machine']['processor']}), peak memory "
         f"{memory(peaks)}, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
         "held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap interval; KL in nats a reply."
     )
     between_markers(readme, "results", f"{table}\n\n{origin}")
-
-
-def _order(samples: dict[str, list[Sample]]) -> list[str]:
-    return sorted(
-        samples,
-        key=lambda name: (
-            ("base", "sft", "dpo", "ppo").index(name) if name in ("base", "sft", "dpo", "ppo") else 9,
-            name,
-        ),
-    )
 
 
 def comparable(samples: dict[str, list[Sample]]) -> tuple[dict[str, list[Sample]], list[str]]:
@@ -97,10 +94,10 @@ def comparable(samples: dict[str, list[Sample]]) -> tuple[dict[str, list[Sample]
     Stages of one recipe may use datasets with other test prompts: only replies to the same ones can be compared.
     """
     groups: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
-    for name in _order(samples):
-        groups.setdefault(tuple(s["prompt"] for s in samples[name]), {})[name] = samples[name]
+    for name, rows in samples.items():
+        groups.setdefault(tuple(s["prompt"] for s in rows), {})[name] = rows
     kept = max(reversed(groups.values()), key=len)
-    return kept, [name for name in _order(samples) if name not in kept]
+    return kept, [name for name in samples if name not in kept]
 
 
 def _score(folder: Path, samples: dict[str, list[Sample]], reward: Path) -> None:
@@ -109,11 +106,12 @@ def _score(folder: Path, samples: dict[str, list[Sample]], reward: Path) -> None
     from rlhf.process import quiet
 
     quiet()
-    name = next((n for n in _order(samples) if n != "base"), None)
-    if name is None:
+    stages = (finished_stage(folder / name) for name in samples)
+    stage = next((stage for stage in stages if stage.model.path is not None), None)
+    if stage is None:  # only a base, made from scratch
         return
-    stage, tokenizer = finished_stage(folder / name), saved_tokenizer(reward / "final")
-    score = scorer(stage, tokenizer, load_roles(stage, tokenizer, {}, reward=reward / "final")["reward"])
+    tokenizer = saved_tokenizer(reward / files.FINAL)
+    score = scorer(stage, tokenizer, load_roles(stage, tokenizer, {}, reward=reward / files.FINAL)["reward"])
     for rows in samples.values():
         scores = score([s["prompt_ids"] for s in rows], [s["ids"] for s in rows], [])
         for sample, value in zip(rows, scores.tolist(), strict=True):
@@ -150,34 +148,32 @@ def _table(found: dict[str, Any], policies: list[str], rewards: list[str]) -> st
             cells.append(text)
         rows.append([name, *cells])
     lines = [grid(rows)]
-    for name in rewards:
+    for name in filter(found.get, rewards):
         facts = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in found[name].items())
         lines.append(f"\n{name}: {facts}")
     return "\n".join(lines)
 
 
-def _markdown(
-    folder: Path, found: dict[str, Any], samples: dict[str, list[Sample]], table: str, policies: list[str]
-) -> str:
-    names = _order(samples)
+def _markdown(folder: Path, found: dict[str, Any], samples: dict[str, list[Sample]], table: str, compared: bool) -> str:
+    names = list(samples)
     situations = list(next(iter(found[n]["gold_by_situation"] for n in names)))
     parts = [f"# {folder.name}", table]
-    if policies:
+    if compared:
         parts.append("![Win rates against SFT with 95% intervals](win_rates.png)")
     parts.append("\n".join(f"- `{key}`: {text}." for key, text in DEFINITIONS.items()))
     if situations:
-        lines = [
-            "| true preference by situation | " + " | ".join(situations) + " |",
-            "|---" * (len(situations) + 1) + "|",
-        ]
-        lines += [
-            f"| {n} | " + " | ".join(f"{found[n]['gold_by_situation'][s]:.2f}" for s in situations) + " |"
-            for n in names
-        ]
-        parts.append("\n".join(lines))
-    parts.append("## Replies side by side")
+        rows = [[n, *(f"{found[n]['gold_by_situation'][s]:.2f}" for s in situations)] for n in names]
+        parts.append(grid([["true preference by situation", *situations], *rows]))
+    parts += ["## Replies side by side", *_replies(samples), "## Curves"]
+    for image in sorted(folder.glob("*/*.png")):
+        parts.append(f"![{image.parent.name}, {image.stem}]({image.relative_to(folder).as_posix()})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _replies(samples: dict[str, list[Sample]]) -> Iterator[str]:
+    """What every policy says to a prompt of each situation, five at most."""
     seen: dict[str, int] = {}
-    for index, sample in enumerate(samples[names[0]]):
+    for index, sample in enumerate(next(iter(samples.values()))):
         situation = (sample.get("facts") or {}).get("situation", "")
         if seen.get(situation, 0) >= SHOWN_PER_SITUATION and situation:
             continue
@@ -185,9 +181,5 @@ def _markdown(
         if len(seen) > 5 or (not situation and seen[situation] > 5):
             break
         lines = [f"**{sample['prompt']}** {f'({situation})' if situation else ''}", ""]
-        lines += [f"- {n}: {samples[n][index]['reply'] or '(nothing)'}" for n in names]
-        parts.append("\n".join(lines))
-    parts.append("## Curves")
-    for image in sorted(folder.glob("*/*.png")):
-        parts.append(f"![{image.parent.name}, {image.stem}]({image.relative_to(folder).as_posix()})")
-    return "\n\n".join(parts) + "\n"
+        lines += [f"- {name}: {rows[index]['reply'] or '(nothing)'}" for name, rows in samples.items()]
+        yield "\n".join(lines)

@@ -8,11 +8,11 @@ from typing import Any
 from rlhf import files
 from rlhf.config import REPO, Expected, Stage, compose_config, options, to_stage
 from rlhf.errors import ConfigError, GuardStop
+from rlhf.output.tables import between_markers, grid
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline, stages_of
 
 SAVED = "reproduction.json"
-START, END = "<!-- recipes -->", "<!-- /recipes -->"
 
 
 def check_stated(plan: Pipeline) -> None:
@@ -59,10 +59,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         measured = "-" if row["measured"] is None else f"{row['measured']:.4g}"
         cells.append([row["stage"], row["metric"], f"{row['published']:.4g}", measured, _band(row), row["verdict"]])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
+    return grid(cells)
 
 
 def settle(recipe: str, rows: list[dict[str, Any]]) -> None:
@@ -166,15 +163,7 @@ def _measured_here(recipe: str) -> str:
 
 def into(readme: Path) -> bool:
     """Replace what stands between the markers by the index; whether anything changed."""
-    text = readme.read_text() if readme.is_file() else ""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ConfigError(f"page={readme} lacks the markers {START} and {END}")
-    new = f"{before}{START}\n{index()}\n{END}{after}"
-    if new != text:
-        readme.write_text(new)
-    return new != text
+    return between_markers(readme, "recipes", index())
 
 
 def measured(folder: Path, metric: str) -> float | None:

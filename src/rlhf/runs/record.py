@@ -64,6 +64,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
+def runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """`run.json` of a recipe's stages by name, each after those that it builds on."""
+    found = {path.parent.name: read_run(path.parent) for path in folder.glob("*/run.json")}
+    return dict(sorted(found.items(), key=lambda item: (len(item[1].get("lineage", ())), item[0])))
+
+
 def state(stage: Stage) -> str:
     """`absent`, `finished`, `resumable` (unfinished, same inputs) or `stale` (its inputs have changed since)."""
     run = read_run(stage.path)
