@@ -15,7 +15,7 @@ from rlhf.errors import ConfigError, StageError
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
-from rlhf.preflight.settings import check
+from rlhf.preflight.settings import check_settings
 from tests.doors import HEAVY, imported
 
 STAGES = ["base", "sft", "reward", "dpo", "ppo"]
@@ -28,7 +28,7 @@ def test_every_option_composes_and_validates(tmp_path):
         for option in options(group):
             stage = to_stage(compose_config([f"{group}={option}", *_company(group, option), f"run.root={tmp_path}"]))
             if group not in ("hardware", "logging"):  # those need a GPU or a package that is not here
-                check(stage, planned=STAGES)
+                check_settings(stage, planned=STAGES)
             training_arguments(_on_this_machine(stage))
             quantization_config(stage)
             lora_config(stage, "CAUSAL_LM")
@@ -77,7 +77,7 @@ def test_every_recipe_composes(tmp_path):
         cfg = compose_config([f"recipes={recipe}", f"run.root={tmp_path}"])
         stage = to_stage(cfg)
         assert f"{stage.run.recipe}/{stage.run.stage}" == recipe, "a recipe's path is its name"
-        check(stage, planned=STAGES)
+        check_settings(stage, planned=STAGES)
         training_arguments(_on_this_machine(stage))
         stages = [r.partition("/")[2] for r in recipes if r.startswith(stage.run.recipe + "/")]
         assert set(needs(cfg)) <= set(stages)
@@ -228,13 +228,13 @@ def test_batches_split_exactly_or_say_what_would(compose_stage):
 )
 def test_contradictions_are_refused_before_anything_heavy(compose_stage, overrides, message):
     with pytest.raises(StageError, match=re.escape(message)):
-        check(compose_stage(*overrides))
+        check_settings(compose_stage(*overrides))
 
 
 @pytest.mark.parametrize("loss", ["robust", "[sft,exo_pair]", "[aot]", "[aot_unpaired]"])
 def test_label_smoothing_goes_with_the_losses_that_read_it(compose_stage, loss):
     rankings = ["method=dpo", "dataset=support_rankings", "method.args.beta=0.1"]
-    check(
+    check_settings(
         compose_stage(*rankings, "method.args.label_smoothing=0.1", f"method.args.loss_type={loss}"),
         planned=["base", "sft"],
     )

@@ -9,12 +9,25 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src/rlhf"
 # a room may import from those before it
 ROOMS = (
-    *("errors", "files", "process", "config", "fields", "support", "output", "data", "models", "generation", "rewards"),
+    *(
+        "errors",
+        "methods",
+        "files",
+        "process",
+        "config",
+        "fields",
+        "support",
+        "output",
+        "data",
+        "models",
+        "generation",
+        "rewards",
+    ),
     *(
         "evaluation",
         "monitor",
         "ppo",
-        "methods",
+        "methods.*",
         "preflight",
         "runs",
         "reports",
@@ -47,14 +60,21 @@ def name_of(file: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def room(name: str) -> str:
+    """The first part of a module's name. The table of methods holds strings alone: it is a room below all that read it, and
+    below its pages."""
+    first = name.partition(".")[0]
+    return f"{first}.*" if name.startswith("methods.") else first
+
+
 def upward(graph: dict[str, set[str]]) -> list[str]:
     """Imports from a room of one that comes later."""
-    rank = {room: index for index, room in enumerate(ROOMS)}
+    rank = {name: index for index, name in enumerate(ROOMS)}
     return [
         f"{name} imports {other}"
         for name, others in sorted(graph.items())
         for other in sorted(others)
-        if other and rank[other.partition(".")[0]] > rank[name.partition(".")[0]]
+        if other and rank[room(other)] > rank[room(name)]
     ]
 
 
@@ -71,7 +91,7 @@ def test_imports_run_one_way():
     graph = imports(PACKAGE)
     assert len(graph) > 80
     assert sum(map(len, graph.values())) > 250  # the reader of imports sees them
-    assert {name.partition(".")[0] for name in graph} - {""} == set(ROOMS)
+    assert {room(name) for name in graph} - {""} == set(ROOMS)
     assert upward(graph) == []
     assert circle(graph) == []
 
@@ -79,7 +99,7 @@ def test_imports_run_one_way():
 def test_an_arrow_that_is_turned_round_is_found():
     graph = imports(PACKAGE)
     arrows = [(name, other) for name, others in graph.items() for other in others if name and other]
-    between = [(name, other) for name, other in arrows if name.partition(".")[0] != other.partition(".")[0]]
+    between = [(name, other) for name, other in arrows if room(name) != room(other)]
     assert len(between) > 150
     for name, other in between:
         turned = graph | {other: graph[other] | {name}}

@@ -12,7 +12,7 @@ from rlhf.evaluation.evaluate import most_suspicious
 from rlhf.monitor.rules import Alert, Monitor, parse, spearman
 from rlhf.monitor.signals import LOGGED, logged_signals, reply_signals
 from rlhf.ppo.metrics import METRICS
-from rlhf.preflight.settings import check
+from rlhf.preflight.settings import check_settings
 from tests.monitor.helpers import HACKS, simulate
 
 DEFAULT = to_stage(compose_config([])).monitor
@@ -176,7 +176,7 @@ def test_lines_without_a_signal_and_values_that_are_no_number_change_nothing():
 )
 def test_settings_that_make_no_sense_are_refused(override, message):
     stage = to_stage(compose_config([override]))
-    for refuse in (lambda: Monitor(stage.monitor), lambda: check(stage, planned=["base"])):
+    for refuse in (lambda: Monitor(stage.monitor), lambda: check_settings(stage, planned=["base"])):
         with pytest.raises(ConfigError) as caught:
             refuse()
         assert message in str(caught.value)

@@ -8,12 +8,12 @@ import pytest
 from rlhf.benchmark.planned import compare_plans
 from rlhf.benchmark.tables import plan_table
 from rlhf.benchmark.workload import SIZES
+from rlhf.methods import METHODS
 from rlhf.methods.arguments import config_class
 from rlhf.preflight.memory import (
     CHUNK,
     DEFAULTS,
     ENTROPY_CHUNK,
-    ROLES,
     Work,
     base_bytes,
     estimate,
@@ -28,7 +28,7 @@ def test_plans_are_within_15_percent_of_measured_peaks():
     """The 41M-parameter NF4 model: what each method takes above the libraries, and all that the process takes."""
     found = compare_plans(SIZES["cpu"], device="cpu", threads=1, at_once=2)
     print(f"\n{plan_table(found)}")
-    assert set(found["methods"]) == set(ROLES)
+    assert set(found["methods"]) == set(METHODS)
     for method, one in found["methods"].items():
         assert one["planned_mb"] == pytest.approx(one["measured_mb"], rel=0.15), method
         assert one["planned_peak_mb"] == pytest.approx(one["peak_mb"], rel=0.15), method
@@ -36,7 +36,7 @@ def test_plans_are_within_15_percent_of_measured_peaks():
 
 def test_defaults_are_those_of_the_trainers():
     """Where a recipe is silent, the plan must assume what the trainer will do."""
-    fields = [(cls, field) for cls in map(config_class, ROLES) for field in dataclasses.fields(cls)]
+    fields = [(cls, field) for cls in map(config_class, METHODS) for field in dataclasses.fields(cls)]
     assert {field.name for _, field in fields} >= set(DEFAULTS)
     for cls, field in fields:
         assert field.default == DEFAULTS.get(field.name, field.default), f"{cls.__name__}.{field.name}"

@@ -9,7 +9,7 @@ from rlhf import config
 from rlhf.config import REPO, compose_config, options, to_stage
 from rlhf.errors import ConfigError
 from rlhf.preflight import hub
-from rlhf.preflight.settings import check
+from rlhf.preflight.settings import check_settings
 from rlhf.runs.pipeline import Pipeline
 from rlhf.runs.stage import run_stage
 from tests.recipes.helpers import save
@@ -179,5 +179,5 @@ def test_what_a_stage_writes_or_a_local_file_is_no_repository(tmp_path):
 )
 def test_settings_that_contradict_each_other_are_refused(overrides, message):
     with pytest.raises(ConfigError) as caught:
-        check(to_stage(compose_config(overrides)), planned=["sft", "reward"])
+        check_settings(to_stage(compose_config(overrides)), planned=["sft", "reward"])
     assert message in str(caught.value)

@@ -14,7 +14,7 @@ from rlhf.data.sources import Row
 from rlhf.errors import ConfigError, StageError
 from rlhf.methods import ppo
 from rlhf.methods.arguments import training_arguments
-from rlhf.preflight.settings import check
+from rlhf.preflight.settings import check_settings
 from rlhf.rewards import named
 from rlhf.rewards.functions import RULES
 from rlhf.rewards.scorers import RoleScorer, TextScorer
@@ -35,7 +35,7 @@ def rows(n=4):
 @pytest.mark.parametrize("how", ["mean", "minimum", "mean_minus_spread"])
 def test_an_ensemble_of_adapters_shares_the_base(workshop, folders, stage_of, how):
     stage = stage_of(workshop.reward, folders / "second", method__args__reward_combination=how)
-    check(stage)
+    check_settings(stage)
     trainer = ppo.build(stage, workshop.tokenizer, rows())
     base = trainer.policy.model
     assert sorted(trainer.policy.peft.peft_config) == ["policy", "reference", "reward", "reward1", "value"]
@@ -199,7 +199,7 @@ def test_another_tokenizer_is_refused_before_any_weight(workshop, folders, stage
 )
 def test_a_malformed_reward_is_refused_from_the_configuration_alone(stage_of, given, message):
     with pytest.raises(StageError) as caught:
-        check(stage_of(given))
+        check_settings(stage_of(given))
     assert message in str(caught.value)
 
 

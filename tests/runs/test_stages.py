@@ -23,17 +23,15 @@ def _metrics(folder):
 
 def _build(chain, stage_name, *overrides):
     """The trainer of a stage, on the finished stages of the chain."""
-    import importlib
-
+    from rlhf import methods
     from rlhf.data.prepare import prepare
     from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
 
     stage = to_stage(compose_config([f"recipes=support/{stage_name}", "debug=smoke", f"run.root={chain}", *overrides]))
     tokenizer = load_tokenizer(stage)
     data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
-    method = importlib.import_module(f"rlhf.methods.{stage.method.name}")
     stage.run.stage = f"scratch-{stage_name}"
-    return stage, tokenizer, method.build(stage, tokenizer, data), data
+    return stage, tokenizer, methods.build(stage, tokenizer, data), data
 
 
 @pytest.mark.parametrize("name", STAGES)

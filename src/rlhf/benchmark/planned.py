@@ -3,7 +3,6 @@
 Peaks are above a process that has trained a tiny model with the method before, since libraries load late.
 """
 
-import importlib
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -14,11 +13,12 @@ from rlhf.benchmark.instrument import Memory
 from rlhf.benchmark.process import worker
 from rlhf.benchmark.workload import SIZES, Size, Workload, make
 from rlhf.config import Stage, compose_config, to_stage
-from rlhf.preflight.memory import OVERHEAD, ROLES, estimate
+from rlhf.methods import METHODS, build
+from rlhf.preflight.memory import OVERHEAD, estimate
 from rlhf.preflight.sizes import shape_of
 from rlhf.process import return_freed_memory
 
-DATASETS = {"sft": "local_demonstrations", "ppo": "support_prompts"}
+DATASETS = {"demonstrations": "local_demonstrations", "pairs": "local_pairs", "prompts": "support_prompts"}
 
 
 def compare_plans(size: Size, *, device: str, threads: int | None, at_once: int = 1) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def compare_plans(size: Size, *, device: str, threads: int | None, at_once: int 
         device = worker(folder, {"size": asdict(size), "device": device}, threads)["device"]
         found: dict[str, Any] = {"device": device, "size": asdict(size), "methods": {}}
         with ThreadPoolExecutor(at_once) as pool:
-            for method, one in zip(
-                ROLES, pool.map(lambda m: worker(folder, {"method": m}, threads), ROLES), strict=True
-            ):
+            methods = [name for name, row in METHODS.items() if row.measured]
+            measured = pool.map(lambda method: worker(folder, {"method": method}, threads), methods)
+            for method, one in zip(methods, measured, strict=True):
                 stage = stage_of(Workload.read(Path(folder)), method)
                 moments = estimate(stage, shape_of(stage)).values()
                 own = [sum(size for part, size in parts.items() if part not in OVERHEAD) for parts in moments]
@@ -76,16 +76,16 @@ def _with_moments() -> Any:
 
 def stage_of(work: Workload, method: str, *settings: str) -> Stage:
     """One step of one micro-batch."""
-    size, folder = work.size, work.folder
-    given = f"""method={method} dataset={DATASETS.get(method, "local_pairs")} dataset.path=random.jsonl evaluation.prompts=0
+    size, folder, row = work.size, work.folder, METHODS[method]
+    given = f"""method={method} dataset={DATASETS[row.rows]} dataset.path=random.jsonl evaluation.prompts=0
         dataset.max_length={size.prompt_tokens + size.reply_tokens} dataset.max_prompt_length={size.prompt_tokens} debug.max_steps=1
         model.path={folder}/base model.chat_template=plain run.root={folder}/runs adapter.args.r={size.rank}
         batch_size={size.micro_batch} hardware.micro_batch_size={size.micro_batch}"""
     if work.device == "cuda":
         given += " hardware.device=cuda hardware.precision=bf16"
-    if method != "sft":
+    if row.rows != "demonstrations":
         given += f" method.start_from={folder}/sft"
-    if method == "ppo":
+    if row.own_loop:
         given += f" method.reward_model={folder}/reward method.args.response_length={size.reply_tokens}"
         given += " method.args.num_ppo_epochs=1 method.args.eos_token_ids=[] method.args.missing_eos_penalty=null"
     return to_stage(compose_config([*given.split(), *settings]))
@@ -96,9 +96,10 @@ def _rows(work: Workload, method: str) -> Any:
     from datasets import Dataset
 
     count, prompt, reply = 2 * work.size.micro_batch, work.size.prompt_tokens, work.size.reply_tokens
-    if method == "ppo":
+    rows = METHODS[method].rows
+    if rows == "prompts":
         return work.rows(count, prompt)
-    if method == "sft":
+    if rows == "demonstrations":
         return work.rows(count, prompt + reply).map(lambda row: {"labels": row["input_ids"]})
     prompts, replies = work.rows(count, prompt)["input_ids"][:], work.rows(2 * count, reply)["input_ids"][:]
     pairs = {"prompt_ids": prompts, "chosen_ids": replies[:count], "rejected_ids": replies[count:]}
@@ -109,5 +110,4 @@ def trainer_of(stage: Stage, tokenizer: Any, rows: Any) -> Any:
     """The trainer of a stage on rows that are prepared already."""
     from rlhf.data.prepare import Prepared
 
-    build = importlib.import_module(f"rlhf.methods.{stage.method.name}").build
     return build(stage, tokenizer, Prepared(rows, None, [], {}, ""))

@@ -15,13 +15,13 @@ from rlhf.data.contract import BadRow
 from rlhf.data.sources import Row
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError
+from rlhf.methods import METHODS
 
 if TYPE_CHECKING:
     import datasets
 
 Tokens = dict[str, Any]
 SHOWN = 5  # dropped rows that the ledger names
-ROWS = {"sft": "demonstrations", "reward": "pairs", "dpo": "pairs", "ppo": "prompts"}  # what a method trains on
 
 
 @dataclass
@@ -98,11 +98,12 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     Raises:
         DataError: a column that isn't there, a row that breaks the contract (unless `dataset.bad_rows=drop`), or nothing left.
     """
-    dataset, splits, kind = stage.dataset, stage.dataset.splits, ROWS[stage.method.name]
+    dataset, splits, method = stage.dataset, stage.dataset.splits, METHODS[stage.method.name]
+    kind = method.rows
     opened = {"train": _open(stage, splits.train, kind)}
     if splits.eval is not None:
         opened["eval"] = _open(stage, splits.eval, kind)
-    if splits.test is not None and stage.evaluation.prompts and stage.method.name != "reward":
+    if splits.test is not None and stage.evaluation.prompts and method.leaves == "policy":
         opened["test"] = _open(stage, splits.test, "prompts", stage.evaluation.prompts)
     contract.check_mapped(dataset, [first for first, _ in opened.values() if first is not None])
     ledgers = {role: Ledger() for role in opened}

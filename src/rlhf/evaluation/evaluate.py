@@ -17,6 +17,7 @@ from rlhf.files import FINAL, METRICS_FILE, read_lines
 from rlhf.generation.batches import lay_out, reply_mask
 from rlhf.generation.logprobs import Forward, kl_of_replies
 from rlhf.generation.sampling import sample_replies, stream
+from rlhf.methods import METHODS
 from rlhf.models.roles import Role
 from rlhf.models.shared import load_roles
 from rlhf.models.tokenizer import stops
@@ -53,15 +54,15 @@ def suspicious(stage: Stage, tokenizer: Any, data: Any, trainer: Any) -> list[Sa
     """What the policy of a stopped run says to the test prompts, or to training prompts where there are none: the ten
     replies with the highest reward and the lowest gold.
 
-    The reward is what training paid: PPO's scores, or DPO's own beta * log(pi / reference) (arXiv:2305.18290, equation 5).
+    The reward is what training paid: the scores, or the implicit beta * log(pi / reference) (arXiv:2305.18290, equation 5).
     """
     rows = data.test or [data.train[i] for i in range(min(stage.evaluation.batch_size, len(data.train)))]
     prompts = [row["input_ids"] if "input_ids" in row else row["prompt_ids"] for row in rows]
-    ppo = stage.method.name == "ppo"
-    policy, reference = (trainer.policy, trainer.reference) if ppo else _dpo_roles(trainer)
+    scored = METHODS[stage.method.name].reward == "scored"
+    policy, reference = (trainer.policy, trainer.reference) if scored else _dpo_roles(trainer)
     samples = answer(stage, tokenizer, policy, prompts, temperature=1.0)
     ids = [sample.pop("ids") for sample in samples]
-    if ppo:
+    if scored:
         rewards = trainer.loop.scorer(prompts, ids, rows).tolist()
     else:
         log_ratios = reply_kl(stage, tokenizer, policy, reference, prompts, ids)

@@ -1,37 +1,130 @@
-"""What stages train with, a page each."""
+"""What stages train with: a row a method, and a page `rlhf.methods.<name>` for each.
 
-from rlhf.ppo.metrics import METRICS
+The table holds strings and plain data and imports no page, so every room may read it. `docs/adding.md` shows how to add one.
+"""
 
-_REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
-_EVERY = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
-_REWARDS = {
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
+LOSSES = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
+_TOKENS = {"mean_token_accuracy", "entropy"}
+_SCORES = {"accuracy", "margin", "min_reward", "mean_reward", "max_reward"}
+PAIRS = {
+    *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+    *("logps/chosen", "logps/rejected"),
+}
+REPORTED = {
+    "reward_score",
+    "win_rate_vs_sft",
+}  # in report.json, of a policy whose recipe has a reward stage or an annotator
+
+
+def held_out(names: Set[str]) -> set[str]:
+    """The names and those of the same numbers on held-out rows."""
+    return {*names, *(f"eval_{name}" for name in names)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the rest of the code asks about a method.
+
+    `build` and `config` are `module:name`, imported when they are used: the function (stage, tokenizer, data) -> trainer, and the
+    dataclass of `method.args`.
+    """
+
+    build: str
+    config: str
+    rows: str  # what a row of its data is: demonstrations, pairs or prompts
+    roles: tuple[str, ...]  # models in memory: policy, reference, reward, value
+    trained: tuple[str, ...]
+    logged: Set[str]  # numbers it leaves in results.json or metrics.jsonl; `module:name` is a mapping of them
+    leaves: str = "policy"  # what final/ holds: a policy, which can be asked, or a reward model
+    reward: str | None = (
+        None  # what the monitor watches: `scored` replies, or the `implicit` beta * log(policy / reference)
+    )
+    options: tuple[
+        str, ...
+    ] = ()  # keys of the group `method` that this one alone reads: learn, kwise, reward_model, ...
+    reply_length: str | None = None  # the argument with the longest reply that is sampled in training
+    own_loop: bool = (
+        False  # trains by rlhf.ppo, not TRL: updates of episodes, its own evaluation, one device, lean layers
+    )
+    dropout: bool = False  # whether it leaves the adapter's dropout on
+    chunked: bool = False  # whether the default loss_type never holds the logits of a whole sequence
+    smoothed: tuple[
+        str, ...
+    ] = ()  # each loss_type that reads label_smoothing, where the others ignore it without a word
+    measured: bool = False  # whether the benchmark holds its planned memory against a measured peak
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of `config`, where the preflight must know them
+
+    @property
+    def metrics(self) -> set[str]:
+        """Every name that `expect` may hold."""
+        return {one for name in self.logged for one in (resolve(name) if ":" in name else [name])}
+
+
+METHODS: dict[str, Method] = {
+    "sft": Method(
+        build="rlhf.methods.sft:build",
+        config="trl.trainer.sft_config:SFTConfig",
+        rows="demonstrations",
+        roles=("policy",),
+        trained=("policy",),
+        logged=LOSSES | REPLIES | held_out(_TOKENS),
+        options=("learn",),
+        dropout=True,
+        chunked=True,
+        measured=True,
+        defaults={"loss_type": "chunked_nll"},
+    ),
+    "reward": Method(
+        build="rlhf.methods.reward:build",
+        config="trl.trainer.reward_config:RewardConfig",
+        rows="pairs",
+        roles=("reward",),
+        trained=("reward",),
+        logged=LOSSES | held_out(_SCORES) | {"mean_margin", "accuracy_true", "accuracy_noisy", "annotator_accuracy"},
+        leaves="reward",
+        options=("kwise",),
+        measured=True,
+    ),
+    "dpo": Method(
+        build="rlhf.methods.dpo:build",
+        config="trl.trainer.dpo_config:DPOConfig",
+        rows="pairs",
+        roles=("policy", "reference"),
+        trained=("policy",),
+        logged=LOSSES | REPLIES | {"kl"} | held_out(PAIRS),
+        reward="implicit",
+        smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
+        measured=True,
+        defaults={"loss_type": ["sigmoid"]},
+    ),
+    "ppo": Method(
+        build="rlhf.methods.ppo:build",
+        config="rlhf.ppo.trainer:PPOConfig",
+        rows="prompts",
+        roles=("policy", "reference", "reward", "value"),
+        trained=("policy", "value"),
+        logged=REPLIES | {"kl", "rlhf.ppo.metrics:METRICS"},
+        reward="scored",
+        options=("reward_model", "reward_label"),
+        reply_length="response_length",
+        own_loop=True,
+        measured=True,
+    ),
 }
 
-# What a stage leaves in results.json or metrics.jsonl, by method. The smoke runs of the tests hold this against what is there.
-LOGGED: dict[str, set[str]] = {
-    "sft": _EVERY
-    | (_REPLIES - {"kl"})
-    | {"mean_token_accuracy", "eval_mean_token_accuracy", "entropy", "eval_entropy"},
-    "reward": _EVERY
-    | {"accuracy", "mean_margin", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "margin", "min_reward"}
-    | {
-        "mean_reward",
-        "max_reward",
-        "eval_accuracy",
-        "eval_margin",
-        "eval_min_reward",
-        "eval_mean_reward",
-        "eval_max_reward",
-    },
-    "dpo": _EVERY | _REPLIES | {"kl"} | _REWARDS | {f"eval_{name}" for name in _REWARDS},
-    "ppo": _REPLIES | {"kl"} | set(METRICS),
-}
 
-# in report.json, of a policy whose recipe has a reward stage or an annotator
-REPORTED = {"reward_score", "win_rate_vs_sft"}
+def resolve(place: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def build(stage: Any, tokenizer: Any, data: Any) -> Any:
+    """The trainer of a stage on the rows that were prepared for it."""
+    return resolve(METHODS[stage.method.name].build)(stage, tokenizer, data)

@@ -6,6 +6,7 @@ from typing import Any
 from rlhf.config import Stage, split_batch
 from rlhf.errors import ConfigError
 from rlhf.fields import checked
+from rlhf.methods import METHODS, resolve
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
 
@@ -37,15 +38,7 @@ COMPUTED = {
 
 def config_class(method: str) -> type:
     """The dataclass that holds a method's arguments."""
-    if method == "ppo":
-        from rlhf.ppo.trainer import PPOConfig
-
-        return PPOConfig
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.reward_config import RewardConfig
-    from trl.trainer.sft_config import SFTConfig
-
-    return {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}[method]
+    return resolve(METHODS[method].config)
 
 
 def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -> Any:
@@ -84,8 +77,7 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
     }
     if stage.debug.max_steps is not None:
         placed["max_steps"] = stage.debug.max_steps
-        if stage.method.name == "ppo":
-            placed["total_episodes"] = stage.debug.max_steps * stage.batch_size
+        placed["total_episodes"] = stage.debug.max_steps * stage.batch_size
     placed = {key: value for key, value in placed.items() if key in known}
     try:
         return cls(**(defaults | settings | placed | computed))

@@ -13,6 +13,7 @@ from rlhf.config import Monitor as Settings
 from rlhf.evaluation.annotators import with_gold
 from rlhf.evaluation.samples import SAMPLES, TEST, Sample, to_samples
 from rlhf.files import FINAL, METRICS_FILE, RESULTS_FILE, read_lines
+from rlhf.methods import METHODS
 from rlhf.monitor.rules import Alert, Monitor
 
 Point = tuple[int, Mapping[str, float], Sequence[Sample]]  # what Monitor.update takes
@@ -29,8 +30,8 @@ def watch_finished(folder: Path, settings: Settings | None = None) -> list[Alert
 
 
 def monitor_of(stage: Stage, settings: Settings | None = None) -> Monitor:
-    """A monitor that knows the stage's beta, if it is DPO, and the scale of its reward model, if a stage here trained it."""
-    beta = stage.method.args.get("beta") if stage.method.name == "dpo" else None
+    """A monitor that knows the stage's beta, if its rewards are implicit, and the scale of a reward model that was trained here."""
+    beta = stage.method.args.get("beta") if METHODS[stage.method.name].reward == "implicit" else None
     top, rewards = None, [Path(reward) for reward in stage.method.reward_models]
     if len(rewards) == 1 and rewards[0].name == FINAL and (results := rewards[0].parent / RESULTS_FILE).is_file():
         top = json.loads(results.read_text()).get("score_p99")

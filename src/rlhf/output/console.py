@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhf.config import GB, Stage, split_batch
 from rlhf.files import is_main
+from rlhf.methods import METHODS
 
 
 def _width() -> int:
@@ -57,7 +58,7 @@ def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     name = f"{stage.run.recipe}/{stage.run.stage}"
     follow = (
         f"python src/chat.py run={name}"
-        if stage.method.name != "reward"
+        if METHODS[stage.method.name].leaves == "policy"
         else f"python src/pipeline.py recipe={stage.run.recipe}"
     )
     print(f"next     {follow}", flush=True)

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf.config import Stage, split_batch
 from rlhf.errors import ConfigError
 from rlhf.files import FINAL
+from rlhf.methods import METHODS
 from rlhf.preflight.sizes import Shape
 from rlhf.rewards.functions import PREFIX
 
@@ -18,9 +19,7 @@ from rlhf.rewards.functions import PREFIX
 DEFAULTS = {"num_train_epochs": 3.0, "max_steps": -1, "packing": False, "optim": "adamw_torch_fused", "total_episodes": None,
             "precompute_ref_log_probs": False, "response_length": 53, "num_ppo_epochs": 4, "num_mini_batches": 1,
             "logprob_chunk_size": 128, "rollout_base": "quantized"}  # fmt: skip
-ROLES = {"sft": ("policy",), "reward": ("reward",), "dpo": ("policy", "reference"),
-         "ppo": ("policy", "reference", "reward", "value")}  # fmt: skip
-TRAINED = {"sft": ("policy",), "reward": ("reward",), "dpo": ("policy",), "ppo": ("policy", "value")}
+LORA = {"r": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}  # of PEFT 0.21, but for the last, which it guesses
 CHUNK, ENTROPY_CHUNK = 256, 128  # tokens whose logits SFT holds at a time (sft_trainer:88), and entropies (utils:527)
 RANKED = 4  # replies in a ranking where the dataset does not say
 # Python, torch and the libraries, measured; a CUDA context and the share that its allocator can't use again, assumed
@@ -33,7 +32,19 @@ Parts = dict[str, float]
 def argument(stage: Stage, name: str) -> Any:
     """A field of the method's TRL config, as the trainer will see it."""
     value = stage.method.args.get(name)
-    return DEFAULTS[name] if value is None else value
+    return {**DEFAULTS, **METHODS[stage.method.name].defaults}[name] if value is None else value
+
+
+def lora_argument(stage: Stage, name: str) -> Any:
+    """A field of the adapter's config, as PEFT will see it."""
+    return LORA[name] if stage.adapter.args.get(name) is None else stage.adapter.args[name]
+
+
+def sequences(stage: Stage) -> int:
+    """Sequences that are trained on for a row of a batch: both of a pair, or all replies of a ranking."""
+    if stage.method.kwise:
+        return int(stage.dataset.options.get("k") or RANKED)
+    return 2 if METHODS[stage.method.name].rows == "pairs" else 1
 
 
 @dataclass(frozen=True)
@@ -56,21 +67,21 @@ class Work:
 
     @classmethod
     def of(cls, stage: Stage) -> "Work":
-        method, rows, length = stage.method.name, split_batch(stage)[0], stage.dataset.max_length
-        if method == "ppo":
-            rows = min(rows, stage.batch_size // int(argument(stage, "num_mini_batches")))
-            length = stage.dataset.max_prompt_length + int(argument(stage, "response_length"))
-            length = -(-length // 8) * 8  # as rlhf.generation.batches pads
-        elif method != "sft":
-            rows *= int(stage.dataset.options.get("k", RANKED)) if stage.method.kwise else 2
+        method, length = METHODS[stage.method.name], stage.dataset.max_length
+        rows = min(split_batch(stage)[0], stage.batch_size // int(argument(stage, "num_mini_batches"))) * sequences(
+            stage
+        )
+        if method.reply_length:
+            length = stage.dataset.max_prompt_length + int(argument(stage, method.reply_length))
+            length = -(-length // 8) * 8 if method.own_loop else length  # as rlhf.generation.batches pads
         bf16, frozen = stage.hardware.precision == "bf16", stage.adapter.name != "none"
         low, stream = 2 if bf16 else 4, 2 if bf16 and frozen and stage.hardware.device == "cuda" else 4
-        return cls(rows, length, low, stream, low if stage.quantization.name == "none" or method == "ppo" else stream)
+        return cls(rows, length, low, stream, low if stage.quantization.name == "none" or method.own_loop else stream)
 
 
 def targets(stage: Stage, shape: Shape) -> list[tuple[str, int, int]]:
     """The matrices of a layer that are trained: those with an adapter, or all."""
-    names = stage.adapter.args.get("target_modules", "all-linear")
+    names = lora_argument(stage, "target_modules")
     if stage.adapter.name == "none" or names == "all-linear":
         return list(shape.linears)
     known = dict.fromkeys(name for name, _, _ in shape.linears)
@@ -82,7 +93,7 @@ def targets(stage: Stage, shape: Shape) -> list[tuple[str, int, int]]:
 
 def adapter_weights(stage: Stage, shape: Shape) -> int:
     """Numbers in one adapter: r * (inputs + outputs) for each matrix that carries one (Hu et al. 2021, arXiv:2106.09685)."""
-    rank = int(stage.adapter.args.get("r", 8))
+    rank = int(lora_argument(stage, "r"))
     return shape.layers * rank * sum(inputs + outputs for _, inputs, outputs in targets(stage, shape))
 
 
@@ -91,8 +102,9 @@ def role_bytes(stage: Stage, shape: Shape) -> Parts:
     lora = stage.adapter.name == "lora"
     language = adapter_weights(stage, shape) if lora else shape.parameters
     scalar = language + shape.hidden - (0 if lora else shape.head)
-    roles = {role: 4.0 * (scalar if role in ("reward", "value") else language) for role in ROLES[stage.method.name]}
-    if stage.method.name == "ppo":
+    method = METHODS[stage.method.name]
+    roles = {role: 4.0 * (scalar if role in ("reward", "value") else language) for role in method.roles}
+    if "reward_model" in method.options:
         roles["reward"] = sum(scorer_bytes(source, 4.0 * scalar) or 0.0 for source in stage.method.reward_models)
     return roles
 
@@ -112,53 +124,55 @@ def base_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     # NF4: 4 bits, and for 64 of them a scale in fp32, or in 8 bits with an fp32 scale of its own for 256 (arXiv:2305.14314)
     scale = (1 + 4 / 256) / 64 if stage.quantization.args.get("bnb_4bit_use_double_quant") else 4 / 64
     each = {"nf4": 0.5 + scale, "int8": 1.0, "none": float(work.stream)}[stage.quantization.name]
-    head = 0 if stage.method.name == "reward" else shape.head
+    head = shape.head if "policy" in METHODS[stage.method.name].roles else 0
     return shape.matrices * each + (shape.embeddings + head) * work.stream
 
 
 def layer_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     """What a layer keeps of one token for backward, in bytes."""
     h, q, k, low, family = shape.hidden, shape.queries, shape.keys, work.low, shape.family
-    carried, lora, sft = targets(stage, shape), stage.adapter.name == "lora", stage.method.name == "sft"
-    ppo, on_gpu = stage.method.name == "ppo", stage.hardware.device == "cuda"
-    # only SFT leaves dropout on in TRL: each A then has an input of its own, and a mask, of a byte a number on a GPU
-    dropout = lora and sft and float(stage.adapter.args.get("lora_dropout", 0)) > 0
+    carried, lora, method = targets(stage, shape), stage.adapter.name == "lora", METHODS[stage.method.name]
+    on_gpu = stage.hardware.device == "cuda"
+    # with dropout each A has an input of its own, and a mask, of a byte a number on a GPU
+    dropout = lora and method.dropout and float(lora_argument(stage, "lora_dropout")) > 0
     # norms keep their inputs in fp32, and the normalized values where their weights are trained
     kept = family.norms * h * (4 if lora else 4 + work.stream) + (q + k) * 4 * family.head_norms
     # q, k, v and gate, up read the same tensor, unless each has a cast to bf16 of its own
-    apart = dropout or (low == 2 and not (ppo and work.stream == 2))  # once is enough for rlhf.models.layers
+    apart = dropout or (
+        low == 2 and not (method.own_loop and work.stream == 2)
+    )  # once is enough for rlhf.models.layers
     for readers in ((0,), (2,)) if shape.fused else ((0, 1, 2), (4, 5)):
         count = sum(shape.linears[i] in carried for i in readers)
         kept += (count if apart else min(count, 1)) * h * low
     if dropout:
         kept += q * low + sum(inputs for _, inputs, _ in carried) * (1 if on_gpu else low)
-    attends = 4 if ppo and not on_gpu else low  # rlhf.models.layers
+    attends = 4 if method.own_loop and not on_gpu else low  # rlhf.models.layers
     # scaled dot product: q, k, v and its output, which o reads; a fused q, k, v stays whole beside the rotated q and k
     kept += 3 * h * work.wide + (3 if family.rotary else 1) * h * low if shape.fused else 2 * (q + k) * attends
     if stage.model.attention == "eager":  # a row of scores for each head, after softmax in fp32 and cast back
         kept += shape.heads * work.length * (4 if low == 4 else 6)
     if lora:  # the r numbers behind each A
-        kept += int(stage.adapter.args.get("r", 8)) * len(carried) * low
+        kept += int(lora_argument(stage, "r")) * len(carried) * low
     return kept + (family.inner * work.wide + low) * shape.inner
 
 
 def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     """The most that exists of logits over the vocabulary, and of what is computed from them, in the loss."""
-    method, vocabulary, matrix = stage.method.name, shape.vocabulary, shape.vocabulary * shape.hidden
+    method, vocabulary, matrix = METHODS[stage.method.name], shape.vocabulary, shape.vocabulary * shape.hidden
     cast = 2 * matrix if work.low < work.stream else 0
-    if method == "reward":
+    if "policy" not in method.roles:
         return 0
-    if method == "ppo":
+    if method.own_loop and method.reply_length:
         # rlhf.generation.logprobs: logits, log-softmax and slope of a chunk, and two hidden rows a reply token
-        replies = work.rows * int(argument(stage, "response_length"))
+        replies = work.rows * int(argument(stage, method.reply_length))
         chunk = min(int(argument(stage, "logprob_chunk_size")), replies)
         return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
-    if method == "sft" and stage.method.args.get("loss_type", "chunked_nll") == "chunked_nll":
+    if method.chunked and argument(stage, "loss_type") == method.defaults["loss_type"]:
         # sft_trainer:101: logits, log-softmax, its exponential, the product; in bf16 copies of the matrix in both dtypes
         copies = 0 if work.low == 4 else 2 if work.stream == 4 else 6
         return 16 * min(CHUNK, work.tokens) * vocabulary + copies * matrix
     # all logits, again for log-softmax or the reference, and without the last token for the entropies, which take more rows
-    once = method == "dpo" and argument(stage, "precompute_ref_log_probs")
+    once = argument(stage, "precompute_ref_log_probs")
     tokens = (2 if once else 3) * work.tokens - work.rows + (3 if work.low == 4 else 4) * ENTROPY_CHUNK
     return 4 * vocabulary * tokens + cast
 
@@ -176,13 +190,13 @@ def forward_bytes(shape: Shape, work: Work, tokens: int) -> float:
 def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
     """Bytes by part, for each moment that may be the peak; the sum of a moment's parts is what it needs.
 
-    `update` is a forward and backward pass, `step` the optimizer's, `rollout` is PPO's, `evaluation` comes after training, when
+    `update` is a forward and backward pass, `step` the optimizer's, `rollout` samples replies, `evaluation` comes after training, when
     the trainer and what it held are gone.
     """
-    work, hardware, method = Work.of(stage), stage.hardware, stage.method.name
+    work, hardware, method = Work.of(stage), stage.hardware, METHODS[stage.method.name]
     roles, optim = role_bytes(stage, shape), str(argument(stage, "optim"))
     weights = ({"base": base_bytes(stage, shape, work)} if stage.adapter.name == "lora" else {}) | roles
-    trained = sum(roles[role] for role in TRAINED[method])
+    trained = sum(roles[role] for role in method.trained)
     one, none = ("rmsprop", "adagrad", "lion"), ("sgd", "adafactor")
     states = 0 if any(o in optim for o in none) else 1 if any(o in optim for o in one) else 2
     held = weights | {"optimizer": states * trained * (0.25 if "8bit" in optim else 1)}
@@ -196,14 +210,14 @@ def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
     else:
         kept += shape.layers * layer
     update = {
-        "gradients": gradients if method == "ppo" or accumulation > 1 else 0.0,
+        "gradients": gradients if method.own_loop or accumulation > 1 else 0.0,
         # where the backward pass of the last layer begins, the logits are gone
         "activations": work.tokens * kept + max(0.0, work.tokens * last - logits),
         "logits": logits,
         "bf16 copies": 2.0 * shape.matrices if stage.quantization.name == "none" and work.low < work.stream else 0.0,
     }
     found = {"update": held | update, "step": held | {"gradients": gradients}}
-    if method == "ppo":
+    if method.reply_length:
         prefill = forward_bytes(shape, work, micro * stage.dataset.max_prompt_length)
         found["rollout"] = held | {"KV cache": cache_bytes(shape, work, micro, work.length), "activations": prefill}
         dense = stage.quantization.name == "nf4" and argument(stage, "rollout_base") == "dense"
@@ -218,7 +232,7 @@ def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
 def _evaluation(stage: Stage, shape: Shape, work: Work, weights: Parts) -> Parts:
     """Replies to test prompts, then their log-probabilities under policy and reference; or the scores of held-out pairs."""
     dataset, settings = stage.dataset, stage.evaluation
-    if stage.method.name == "reward":
+    if METHODS[stage.method.name].leaves == "reward":
         tokens = settings.batch_size * dataset.max_length if dataset.splits.eval else 0
         return weights | {"activations": forward_bytes(shape, work, tokens)}
     needed = {part: size for part, size in weights.items() if part in ("base", "policy", "reference")}

@@ -8,19 +8,15 @@ from pathlib import Path
 from rlhf.config import GB, Stage, compose_config, needs, split_batch, to_stage
 from rlhf.data import contract, sources
 from rlhf.data.contract import BadRow
-from rlhf.data.prepare import ROWS
 from rlhf.errors import ConfigError
+from rlhf.methods import METHODS, Method
 from rlhf.output.console import rule
 from rlhf.output.tables import grid
-from rlhf.preflight.memory import ROLES, Parts, Work, adapter_weights, argument, estimate, scorer_bytes
-from rlhf.preflight.settings import check
+from rlhf.preflight.memory import Parts, Work, adapter_weights, argument, estimate, scorer_bytes, sequences
+from rlhf.preflight.settings import check_settings
 from rlhf.preflight.sizes import Shape, shape_of
 
 COUNTED = 200e6  # bytes of local files that are read to count their rows: about a second
-CHECKED = (
-    "         estimated for rows of full length; within 15% of the measured peak of each method on the CPU "
-    "(python src/benchmark.py parts=[plan]), not checked on a GPU"
-)
 
 
 @dataclass(frozen=True)
@@ -53,10 +49,10 @@ def resolve(overrides: Sequence[str]) -> Plan:
     """
     cfg = compose_config(overrides)
     stage = to_stage(cfg)
-    check(stage, planned=needs(cfg))
-    if stage.method.name == "ppo" and stage.hardware.devices > 1:
+    check_settings(stage, planned=needs(cfg))
+    if METHODS[stage.method.name].own_loop and stage.hardware.devices > 1:
         raise ConfigError(
-            f"method=ppo trains on one device, hardware.devices={stage.hardware.devices}\n  fix: hardware.devices=1"
+            f"method={stage.method.name} trains on one device, hardware.devices={stage.hardware.devices}\n  fix: hardware.devices=1"
         )
     split_batch(stage)  # a batch that does not divide is refused before anything is asked about the model
     shape = shape_of(stage)
@@ -64,7 +60,7 @@ def resolve(overrides: Sequence[str]) -> Plan:
 
 
 def count_rows(stage: Stage) -> int | None:
-    """Rows to train on before any is dropped: pairs for DPO and the pairwise reward model, else what the dataset holds.
+    """Rows to train on before any is dropped: pairs where a method takes them one by one, else what the dataset holds.
 
     None where only a download can tell. Raises DataError when a local dataset is not there or cannot be read.
     """
@@ -79,7 +75,7 @@ def count_rows(stage: Stage) -> int | None:
         if dataset.rows is None or match is None:
             return None
         return len(list(sources.sliced(iter(range(dataset.rows)), match))[: stage.debug.rows])
-    kind = ROWS[stage.method.name]
+    kind = METHODS[stage.method.name].rows
     _, rows = contract.read(dataset, split, kind, stage.debug.rows)
     paired = kind == "pairs" and not stage.method.kwise
     return sum(_pairs(stage, row) if paired else 1 for row in rows)
@@ -93,12 +89,12 @@ def _pairs(stage: Stage, row: sources.Row) -> int:
 
 
 def count_steps(stage: Stage, rows: int | None) -> int | None:
-    """Optimizer steps, for PPO updates; None where it depends on rows that are not counted, or packed."""
+    """Optimizer steps, or updates of our own loop; None where it depends on rows that are not counted, or packed."""
     most = stage.debug.max_steps or int(argument(stage, "max_steps"))
     if most > 0:
         return most
     epochs = float(argument(stage, "num_train_epochs"))
-    if stage.method.name == "ppo":
+    if METHODS[stage.method.name].own_loop:
         episodes = argument(stage, "total_episodes") or (rows and int(epochs * rows))
         return episodes and int(episodes) // stage.batch_size
     if rows is None or argument(stage, "packing"):
@@ -111,21 +107,21 @@ def count_steps(stage: Stage, rows: int | None) -> int | None:
 def lines(plan: Plan) -> Iterator[str]:
     """The plan as text."""
     stage, shape, work = plan.stage, plan.shape, Work.of(plan.stage)
-    hardware, method, lora = stage.hardware, stage.method.name, stage.adapter.name == "lora"
+    hardware, method, lora = stage.hardware, METHODS[stage.method.name], stage.adapter.name == "lora"
     micro, passes = split_batch(stage)
     rows = count_rows(stage)
     steps = count_steps(stage, rows)
-    sequences = stage.batch_size * (1 if method == "ppo" else work.rows // micro)
+    batch = stage.batch_size * sequences(stage)
     adapter = f"adapter of {adapter_weights(stage, shape) / 1e6:,.1f}M" if lora else "no adapter"
     size = f"{shape.parameters / 1e6:,.1f}M parameters"
     told = "counted when the rows are read" if steps is None else f"{steps:,}"
-    if method == "ppo":
+    if method.own_loop:
         inner = argument(stage, "num_ppo_epochs") * argument(stage, "num_mini_batches")
         updates = "updates" if steps is None else _number(steps, "update")
         told = f"{updates} of {_number(inner, 'optimizer step')}" + (f", {told}" if steps is None else "")
     yield rule(f"{stage.run.recipe}/{stage.run.stage}")
     yield f"model    {stage.model.path}: {size}, {stage.quantization.name}, {adapter}, {hardware.precision}"
-    yield f"method   {method}: {', '.join(ROLES[method])}" + (" on one base" if lora else ", a model each")
+    yield f"method   {stage.method.name}: {', '.join(method.roles)}" + (" on one base" if lora else ", a model each")
     for source in stage.method.reward_models:
         if scorer_bytes(source, 0.0) is None:
             yield f"reward   {source}: its size is not known here, and not counted below"
@@ -133,8 +129,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"rows     {counted}   {stage.dataset.path}"
     yield f"batch    {stage.batch_size} = {hardware.devices} device(s) x {micro} rows x {passes} passes"
     yield f"steps    {told}"
-    total = "" if steps is None else f", {sequences * work.length * steps:,} in all"
-    yield f"tokens   at most {sequences * work.length:,} a step: {sequences} sequences of {work.length}{total}\n"
+    total = "" if steps is None else f", {batch * work.length * steps:,} in all"
+    yield f"tokens   at most {batch * work.length:,} a step: {batch} sequences of {work.length}{total}\n"
     columns = plan.moments.values()
     parts = dict.fromkeys(part for moment in columns for part in moment)
     table = [["GB (2^30 bytes)", *plan.moments]]
@@ -142,7 +138,28 @@ def lines(plan: Plan) -> Iterator[str]:
     yield grid([*table, ["total", *(f"{sum(moment.values()) / GB:.3f}" for moment in columns)]]) + "\n"
     verdict = "fits" if plan.fits else "does not fit"
     yield f"memory   {plan.gigabytes:.2f} GB in {plan.peak}: {verdict} hardware.memory_gb={hardware.memory_gb:g}"
-    yield CHECKED
+    yield f"         estimated for rows of full length; {_checked(stage.method.name)}"
+
+
+def _checked(name: str) -> str:
+    """How far the formulas of a method's memory can be trusted."""
+    if METHODS[name].measured:
+        held = "within 15% of the measured peak of each method on the CPU (python src/benchmark.py parts=[plan])"
+        return f"{held}, not checked on a GPU"
+    return f"no peak of method={name} was measured: the formulas are those of method={borrowed(METHODS[name])}"
+
+
+def borrowed(method: Method) -> str:
+    """The measured method whose memory a new one is most like, by rows, roles, and what its loss holds of the logits."""
+    facts = [
+        lambda m: m.own_loop,
+        lambda m: "policy" in m.roles,
+        lambda m: m.rows,
+        lambda m: m.roles,
+        lambda m: m.chunked,
+    ]
+    known = [name for name, row in METHODS.items() if row.measured]
+    return max(known, key=lambda name: [fact(METHODS[name]) == fact(method) for fact in facts])
 
 
 def _number(count: int, what: str) -> str:
@@ -161,11 +178,11 @@ def remedy(overrides: Sequence[str], plan: Plan) -> tuple[list[str], Plan]:
 def _less(plan: Plan) -> Mapping[str, object]:
     """The next thing to give up at the moment of the peak: first what changes no result, then digits, then the longest rows."""
     stage, hardware, (micro, _) = plan.stage, plan.stage.hardware, split_batch(plan.stage)
-    lora, ppo = stage.adapter.name == "lora", stage.method.name == "ppo"
+    lora, sampled = stage.adapter.name == "lora", METHODS[stage.method.name].reply_length
     if plan.peak == "evaluation" and stage.evaluation.batch_size > 1:
         return {"evaluation.batch_size": stage.evaluation.batch_size // 2}
     if plan.peak in ("update", "rollout") and micro > 1:
-        batch = stage.batch_size // hardware.devices // (int(argument(stage, "num_mini_batches")) if ppo else 1)
+        batch = stage.batch_size // hardware.devices // int(argument(stage, "num_mini_batches"))
         return {"hardware.micro_batch_size": next(n for n in range(micro - 1, 0, -1) if batch % n == 0)}
     if plan.peak == "update" and not hardware.gradient_checkpointing:
         return {"hardware.gradient_checkpointing": "true"}
@@ -174,4 +191,6 @@ def _less(plan: Plan) -> Mapping[str, object]:
     # whole models that an earlier stage left take no adapter
     if stage.quantization.name != "nf4" and stage.model.init is None and (lora or stage.method.start_from is None):
         return ({} if lora else {"adapter": "lora"}) | {"quantization": "nf4"}
-    return {"dataset.max_length": stage.dataset.max_length // 2} if stage.dataset.max_length >= 256 and not ppo else {}
+    return (
+        {"dataset.max_length": stage.dataset.max_length // 2} if stage.dataset.max_length >= 256 and not sampled else {}
+    )

@@ -1,18 +1,20 @@
 """What can be refused before anything heavy is imported: settings that contradict each other, the machine or the run folders."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.config import REPO, Stage, options, template_file
 from rlhf.errors import ConfigError, nearest
 from rlhf.files import FINAL
-from rlhf.methods import LOGGED, REPORTED
+from rlhf.methods import METHODS, REPORTED
 from rlhf.monitor import rules
+from rlhf.preflight.memory import argument
 from rlhf.rewards.functions import PREFIX, unknown_rule
 
 ALLOWED = {
-    "method.name": ("sft", "reward", "dpo", "ppo"),
+    "method.name": tuple(METHODS),
     "method.learn": ("replies", "all"),
     "adapter.name": ("lora", "none"),
     "quantization.name": ("nf4", "int8", "none"),
@@ -25,15 +27,17 @@ ALLOWED = {
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
 }
 
-# the losses of DPO that read label_smoothing (trl/trainer/dpo_trainer.py:1487-1542); the others ignore it without a word
-SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
+# keys of `method` that some methods read, and what they are for the others
+OPTIONS = {"learn": "replies", "kwise": False, "reward_model": None, "reward_label": None}
 POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
             "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 
 
-def check(stage: Stage, planned: Sequence[str] = ()) -> None:
+def check_settings(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
-    problems = [*_values(stage), *_combinations(stage), *_files(stage, planned), *expectation_problems(stage)]
+    problems = [*_values(stage), *_weights(stage), *_data(stage), *_machine(stage), *_files(stage, planned)]
+    if stage.method.name in METHODS:
+        problems += [*_method(stage), *expectation_problems(stage)]
     problems += rules.problems(stage.monitor)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -60,9 +64,8 @@ def _values(stage: Stage) -> list[str]:
     return problems
 
 
-def _combinations(stage: Stage) -> list[str]:
-    problems = []
-    method, model, hardware = stage.method, stage.model, stage.hardware
+def _weights(stage: Stage) -> list[str]:
+    problems, model = [], stage.model
     if stage.quantization.name != "none" and stage.adapter.name == "none":
         problems.append(
             f"adapter=none trains all weights, which quantization={stage.quantization.name} freezes\n"
@@ -76,7 +79,50 @@ def _combinations(stage: Stage) -> list[str]:
         problems.append(
             "model.init makes random weights, which an adapter can't train\n  fix: adapter=none quantization=none"
         )
-    if stage.dataset.long_rows == "truncate" and method.name != "sft":
+    return problems
+
+
+def _data(stage: Stage) -> list[str]:
+    problems, dataset = [], stage.dataset
+    if dataset.format == "transcript" and set(dataset.markers or {}) != {"user", "assistant"}:
+        problems.append(
+            'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
+        )
+    cut = dataset.prompt_tokens
+    if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
+        problems.append(f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]")
+    return problems
+
+
+def _machine(stage: Stage) -> list[str]:
+    """Packages that are not installed, and what a CPU can't do."""
+    problems, report_to = [], stage.logging.report_to
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        problems.append(f"logging={report_to}: the package is missing\n  fix: pip install {report_to}")
+    if stage.hardware.device == "cpu" and stage.quantization.name == "int8":
+        problems.append(
+            "quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one"
+        )
+    if stage.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        problems.append(
+            "model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa"
+        )
+    return problems
+
+
+def _method(stage: Stage) -> list[str]:
+    """What the row of a method says about its settings."""
+    problems, method, dataset = [], stage.method, stage.dataset
+    row = METHODS[method.name]
+    for option, neutral in OPTIONS.items():
+        value = getattr(method, option)
+        if value != neutral and option not in row.options:
+            readers = ", ".join(name for name, other in METHODS.items() if option in other.options)
+            problems.append(
+                f"method.{option}={_yaml(value)} is about method={readers}, not {method.name}\n"
+                f"  fix: method.{option}={_yaml(neutral)}"
+            )
+    if dataset.long_rows == "truncate" and row.rows != "demonstrations":
         problems.append("dataset.long_rows=truncate would cut prompts or pairs\n  fix: dataset.long_rows=drop")
     if method.args.get("packing_strategy") == "wrapped":
         # trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins
@@ -84,49 +130,29 @@ def _combinations(stage: Stage) -> list[str]:
             "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)\n"
             "  fix: method.args.packing_strategy=bfd_split"
         )
-    losses = method.args.get("loss_type", "sigmoid")
-    losses = losses if isinstance(losses, list) else [losses]
-    if method.name == "dpo" and method.args.get("label_smoothing") and not SMOOTHED & set(losses):
-        problems.append(
-            f"method.args.label_smoothing={method.args['label_smoothing']} is ignored by loss_type={','.join(map(str, losses))} "
-            f"(TRL 1.12)\n  fix: method.args.loss_type=[robust], or another of {', '.join(sorted(SMOOTHED))}; or label_smoothing=0"
-        )
-    if stage.dataset.format == "transcript" and set(stage.dataset.markers or {}) != {"user", "assistant"}:
-        problems.append(
-            'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
-        )
-    cut = stage.dataset.prompt_tokens
-    if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
-        problems.append(f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]")
-    if method.learn != "replies" and method.name != "sft":
-        problems.append(
-            f"method.learn={method.learn} is about method=sft, not {method.name}\n  fix: method.learn=replies"
-        )
-    if method.kwise and method.name != "reward":
-        problems.append(
-            f"method.kwise=true is a loss of method=reward, not of {method.name}\n  fix: method.kwise=false"
-        )
-    if method.name == "ppo":
-        room = int(method.args.get("response_length", 0)) + stage.dataset.max_prompt_length
-        problems += _rewards(stage)
-        if room > stage.dataset.max_length:
+    if row.smoothed and method.args.get("label_smoothing"):
+        losses = argument(stage, "loss_type")
+        losses = losses if isinstance(losses, list) else [losses]
+        if not set(losses) & set(row.smoothed):
             problems.append(
-                f"method.args.response_length + dataset.max_prompt_length = {room} is more than dataset.max_length="
-                f"{stage.dataset.max_length}\n  fix: dataset.max_length={room}"
+                f"method.args.label_smoothing={method.args['label_smoothing']} is ignored by loss_type="
+                f"{','.join(map(str, losses))} (TRL 1.12)\n  fix: method.args.loss_type=[{row.smoothed[-1]}], or another of "
+                f"{', '.join(row.smoothed)}; or label_smoothing=0"
             )
-    if stage.logging.report_to != "none" and importlib.util.find_spec(stage.logging.report_to) is None:
-        problems.append(
-            f"logging={stage.logging.report_to}: the package is missing\n  fix: pip install {stage.logging.report_to}"
-        )
-    if hardware.device == "cpu" and stage.quantization.name == "int8":
-        problems.append(
-            "quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one"
-        )
-    if model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        problems.append(
-            "model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa"
-        )
+    if "reward_model" in row.options:
+        problems += _rewards(stage)
+    if row.reply_length:
+        room = int(argument(stage, row.reply_length)) + dataset.max_prompt_length
+        if room > dataset.max_length:
+            problems.append(
+                f"method.args.{row.reply_length} + dataset.max_prompt_length = {room} is more than dataset.max_length="
+                f"{dataset.max_length}\n  fix: dataset.max_length={room}"
+            )
     return problems
+
+
+def _yaml(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _rewards(stage: Stage) -> list[str]:
@@ -134,7 +160,7 @@ def _rewards(stage: Stage) -> list[str]:
     given = stage.method.reward_models
     if not given or not all(isinstance(value, str) and value for value in given):
         return [
-            f"method.reward_model={stage.method.reward_model}: ppo needs somebody who scores replies\n"
+            f"method.reward_model={stage.method.reward_model}: {stage.method.name} needs somebody who scores replies\n"
             "  fix: method.reward_model=<folder or hub id>, function:<name>, or a list of those"
         ]
     return [str(wrong) for value in given if (wrong := unknown_rule(value, "method.reward_model"))]
@@ -147,7 +173,7 @@ def _files(stage: Stage, planned: Sequence[str]) -> list[str]:
     named += [("method.reward_model", value) for value in stage.method.reward_models]
     for key, value in named:
         if isinstance(value, str) and not value.startswith(PREFIX):
-            problems += _weights(stage, key, value, planned)
+            problems += _missing(stage, key, value, planned)
     template = template_file(stage.model.chat_template)
     if template is not None and not template.is_file():
         known = [path.stem for path in (REPO / "conf/chat_template").glob("*.jinja")]
@@ -158,7 +184,7 @@ def _files(stage: Stage, planned: Sequence[str]) -> list[str]:
     return problems
 
 
-def _weights(stage: Stage, key: str, value: str, planned: Sequence[str]) -> list[str]:
+def _missing(stage: Stage, key: str, value: str, planned: Sequence[str]) -> list[str]:
     path = Path(value)
     root = Path(stage.run.root) / stage.run.recipe
     if path.parent.parent == root and path.name == FINAL:
@@ -185,8 +211,6 @@ def check_machine(stage: Stage) -> None:
     if stage.hardware.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("hardware.device=cuda, but this machine has no GPU that torch can use\n  fix: hardware=cpu")
     if stage.hardware.device == "cuda":
-        import os
-
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world != stage.hardware.devices:
             raise ConfigError(
@@ -199,7 +223,7 @@ def expectation_problems(stage: Stage) -> list[str]:
     """What is wrong with a stage's `expect`, before anything runs."""
     found = []
     for metric, expected in stage.expect.items():
-        key, known = f"expect.{metric}", LOGGED.get(stage.method.name, set()) | REPORTED
+        key, known = f"expect.{metric}", METHODS[stage.method.name].metrics | REPORTED
         if expected.needs is not None:
             if expected.low is not None or expected.high is not None:
                 found.append(

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
 from rlhf.files import COMPLETE, METRICS_FILE, append_lines, is_main, keep_lines
+from rlhf.methods import METHODS
 from rlhf.monitor.callback import Watch
 
 
@@ -113,7 +114,7 @@ def install(trainer: Any, stage: Stage) -> tuple[Preemption, Watch]:
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     preemption, watching = Preemption(), Watch(trainer, stage)
-    rewarded = [watching] if stage.method.name in ("ppo", "dpo") else []
+    rewarded = [watching] if METHODS[stage.method.name].reward else []
     for callback in (MetricsFile(stage.path), Complete(), Finite(), preemption, *rewarded, Bar(stage.run.stage)):
         trainer.add_callback(callback)
     return preemption, watching

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
 from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.preflight.hub import check_repositories
-from rlhf.preflight.settings import check
+from rlhf.preflight.settings import check_settings
 from rlhf.runs import record
 
 
@@ -37,7 +37,7 @@ class Pipeline:
             name for name in _ordered({n: needs(self.configs[n]) for n in names}, recipe) if not only or name in only
         ]
         for name in self.order:
-            check(self.stage(name), planned=self.order)
+            check_settings(self.stage(name), planned=self.order)
 
     def stage(self, name: str) -> Stage:
         return to_stage(self.configs[name])

@@ -16,6 +16,7 @@ from rlhf.config import Stage, read_stage
 from rlhf.data import sources
 from rlhf.errors import ConfigError, nearest
 from rlhf.files import FINAL, is_main
+from rlhf.methods import METHODS
 from rlhf.process import peak_memory_mb
 from rlhf.runs.provenance import provenance, redacted
 
@@ -207,8 +208,9 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
             f"{folder} has not finished (status: {run.get('status')})\n  fix: start it again with its command: {' '.join(run['command'])}"
         )
     stage = read_stage(folder)
-    if stage.method.name == "reward":
+    if METHODS[stage.method.name].leaves == "reward":
+        policies = ", ".join(name for name, row in METHODS.items() if row.leaves == "policy")
         raise ConfigError(
-            f"{folder} is a reward model: it scores replies and writes none\n  fix: a run of sft, dpo or ppo"
+            f"{folder} is a reward model: it scores replies and writes none\n  fix: a run of one of {policies}"
         )
     return stage

@@ -1,4 +1,4 @@
-"""One stage from its composed configuration to a finished run folder: refuse early, train or go on, save, evaluate, report."""
+"""One stage from its composed configuration to a finished run folder: refuse, prepare, build, train, save, evaluate."""
 
 import gc
 import time
@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 from rlhf import files
 from rlhf.config import Stage, to_stage
 from rlhf.errors import DataError, Preempted
+from rlhf.methods import METHODS
+from rlhf.output import console
 from rlhf.preflight.hub import check_repositories
-from rlhf.preflight.settings import check, check_machine
+from rlhf.preflight.settings import check_machine, check_settings
 from rlhf.process import LARGE, quiet, return_freed_memory
 from rlhf.runs import record
 
@@ -24,38 +26,23 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     the configuration or the data: with `run.overwrite=true` the old run goes only when a trainer for the new one stands.
     """
     stage = to_stage(cfg)
-    check(stage)
-    resume = record.claim(stage)
-    quiet()
-    check_machine(stage)
-    check_repositories([stage])
-
-    from rlhf.data.prepare import prepare
-    from rlhf.methods.arguments import check_arguments, training_arguments
-    from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
-    from rlhf.output import console
-
-    check_arguments(stage)
-    training_arguments(stage)
-    tokenizer = load_tokenizer(stage)
-    data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
-    _fits(stage, data.batch_rows(stage))
-
+    resume = refuse(stage)
+    tokenizer, data = prepare(stage)
     trained = resume and record.read_run(stage.path).get("status") == "trained"
-    trainer = None if trained else _build(stage, tokenizer, data)
+    trainer = None if trained else build(stage, tokenizer, data)
 
     run = record.Record(stage, cfg, resume, overrides)
     run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})
     if stage.model.init is not None and files.is_main():
         tokenizer.save_pretrained(str(stage.path / "tokenizer"))
     if trainer is not None:
-        if sum(p.numel() for p in trainer.model.parameters()) >= LARGE:
-            return_freed_memory()
-        _train(stage, tokenizer, data, trainer, run)
-        run.status("trained")
-        del trainer
+        began = time.time()
+        train(stage, tokenizer, data, trainer, run)
+        save(stage, tokenizer, trainer)
+        run.status("trained", train_seconds=round(time.time() - began, 1))
+        trainer = None  # what it held is free for the evaluation
         gc.collect()
-    results = _evaluate(stage, tokenizer, data)
+    results = evaluate(stage, tokenizer, data)
     run.write(files.RESULTS_FILE, results)
     if files.is_main():
         from rlhf.output.plots import curves
@@ -66,25 +53,52 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     return results
 
 
-def _fits(stage: Stage, rows: int) -> None:
-    """A batch needs as many rows; PPO would wait for them forever (TRL 1.12), the others would make no step."""
-    if rows < stage.batch_size:
+def refuse(stage: Stage) -> bool:
+    """Raise what the configuration, the run folder, the machine, the hub or the trainer's fields have against the stage.
+
+    Returns whether it goes on with what its folder holds.
+    """
+    check_settings(stage)
+    resume = record.claim(stage)
+    quiet()
+    check_machine(stage)
+    check_repositories([stage])
+    from rlhf.methods.arguments import check_arguments, training_arguments
+
+    check_arguments(stage)
+    training_arguments(stage)
+    return resume
+
+
+def prepare(stage: Stage) -> tuple[Any, Any]:
+    """The tokenizer and the rows (`rlhf.data.prepare.Prepared`); raises a DataError if they don't fill a batch."""
+    from rlhf.data.prepare import prepare as prepare_rows
+    from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
+
+    tokenizer = load_tokenizer(stage)
+    data = prepare_rows(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
+    rows = data.batch_rows(stage)
+    if rows < stage.batch_size:  # PPO would wait for them forever (TRL 1.12), the others would make no step
         raise DataError(
-            f"dataset: {rows} rows are left to train on, less than batch_size={stage.batch_size}\n  fix: batch_size={rows} or less"
+            f"dataset: {rows} rows are left to train on, less than batch_size={stage.batch_size}\n"
+            f"  fix: batch_size={rows} or less"
         )
+    return tokenizer, data
 
 
-def _build(stage: Stage, tokenizer: Any, data: Any) -> Any:
-    import importlib
-
-    from rlhf.output import console
+def build(stage: Stage, tokenizer: Any, data: Any) -> Any:
+    """The method's trainer, after a header that says what it will do."""
+    from rlhf import methods
 
     console.header(stage, data)
-    return importlib.import_module(f"rlhf.methods.{stage.method.name}").build(stage, tokenizer, data)
+    trainer = methods.build(stage, tokenizer, data)
+    if sum(p.numel() for p in trainer.model.parameters()) >= LARGE:
+        return_freed_memory()
+    return trainer
 
 
-def _train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Record) -> None:
-    from rlhf.files import replace_folder
+def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Record) -> None:
+    """Train, from the last checkpoint if there is one; raises when a guard or a signal ends it before its last step."""
     from rlhf.runs import callbacks
 
     run.write("trainer_args.json", trainer.args.to_sanitized_dict())
@@ -92,7 +106,6 @@ def _train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Re
     checkpoint = run.last_checkpoint() if run.resumed else None
     if checkpoint is not None:
         print(f"going on from {checkpoint}", flush=True)
-    began = time.time()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if watching.stops:
         from rlhf.evaluation.evaluate import suspicious
@@ -105,23 +118,34 @@ def _train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Re
     if preemption.asked:
         run.status("running")
         raise Preempted(f"stopped by SIGTERM at step {trainer.state.global_step}; the same command goes on from there")
-    if trainer.args.eval_strategy != "no" and stage.method.name != "ppo" and not _evaluated(trainer):
+    own = METHODS[stage.method.name].own_loop  # which evaluates by itself
+    if trainer.args.eval_strategy != "no" and not own and not _evaluated(trainer):
         trainer.evaluate()  # what is compared with published numbers is the model that is saved
+
+
+def save(stage: Stage, tokenizer: Any, trainer: Any) -> None:
+    """Weights, tokenizer and model card go to `final/`, whole or not at all: other stages read it as soon as it is there."""
     if files.is_main():
-        # other stages read it as soon as it is there
-        replace_folder(stage.path / files.FINAL, partial(_save, stage, trainer, tokenizer))
-        run.run["train_seconds"] = round(time.time() - began, 1)
+        files.replace_folder(stage.path / files.FINAL, partial(_write, stage, tokenizer, trainer))
 
 
-def _save(stage: Stage, trainer: Any, tokenizer: Any, folder: Path) -> None:
-    from rlhf.models.base import save_final
-
-    if stage.method.name == "ppo":
+def _write(stage: Stage, tokenizer: Any, trainer: Any, folder: Path) -> None:
+    if METHODS[stage.method.name].own_loop:
         trainer.save_model(str(folder))
-        tokenizer.save_pretrained(str(folder))
     else:
+        from rlhf.models.base import save_final
+
         save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
     _card(stage, folder)
+
+
+def evaluate(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
+    """The numbers of what the stage saved."""
+    from rlhf.evaluation.evaluate import evaluate_policy, evaluate_reward
+
+    return {"policy": evaluate_policy, "reward": evaluate_reward}[METHODS[stage.method.name].leaves](
+        stage, tokenizer, data
+    )
 
 
 def _evaluated(trainer: Any) -> bool:
@@ -140,8 +164,8 @@ def _card(stage: Stage, final: Any) -> None:
     body = [
         f"# {stage.run.recipe}/{stage.run.stage}",
         "",
-        f"Trained with the method `{stage.method.name}` on `{stage.dataset.path}` (licence: {stage.dataset.licence or 'not stated'}), "
-        f"seed {stage.seed}.",
+        f"Trained with the method `{stage.method.name}` on `{stage.dataset.path}` "
+        f"(licence: {stage.dataset.licence or 'not stated'}), seed {stage.seed}.",
         "",
         "Weights it builds on, in order: " + (", ".join(f"`{name}`" for name in lines) or "none") + ".",
         "",
@@ -149,11 +173,3 @@ def _card(stage: Stage, final: Any) -> None:
         "",
     ]
     (final / "README.md").write_text("\n".join(meta + body))
-
-
-def _evaluate(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
-    from rlhf.evaluation.evaluate import evaluate_policy, evaluate_reward
-
-    if stage.method.name == "reward":
-        return evaluate_reward(stage, tokenizer, data)
-    return evaluate_policy(stage, tokenizer, data)
