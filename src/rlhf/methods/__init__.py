@@ -45,9 +45,7 @@ class Method:
     reward: str | None = (
         None  # what the monitor watches: `scored` replies, or the `implicit` beta * log(policy / reference)
     )
-    options: tuple[
-        str, ...
-    ] = ()  # keys of the group `method` that this one alone reads: learn, kwise, reward_model, ...
+    options: tuple[str, ...] = ()  # keys of the group `method` that not every method reads
     reply_length: str | None = None  # the argument with the longest reply that is sampled in training
     own_loop: bool = (
         False  # trains by rlhf.ppo, not TRL: updates of episodes, its own evaluation, one device, lean layers
