@@ -14,6 +14,7 @@ from rlhf.preflight.memory import (
     CHUNK,
     DEFAULTS,
     ENTROPY_CHUNK,
+    LORA,
     Work,
     base_bytes,
     estimate,
@@ -36,10 +37,19 @@ def test_plans_are_within_15_percent_of_measured_peaks():
 
 def test_defaults_are_those_of_the_trainers():
     """Where a recipe is silent, the plan must assume what the trainer will do."""
+    from peft import LoraConfig
+
     fields = [(cls, field) for cls in map(config_class, METHODS) for field in dataclasses.fields(cls)]
     assert {field.name for _, field in fields} >= set(DEFAULTS)
     for cls, field in fields:
         assert field.default == DEFAULTS.get(field.name, field.default), f"{cls.__name__}.{field.name}"
+    for name, row in METHODS.items():
+        own = {field.name: field for field in dataclasses.fields(config_class(name))}
+        for key, value in row.defaults.items():
+            assert value == (own[key].default_factory() if isinstance(value, list) else own[key].default), key
+        assert row.reply_length is None or row.reply_length in own, name
+    lora = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
+    assert (lora["r"], lora["lora_dropout"]) == (LORA["r"], LORA["lora_dropout"])
     from trl.trainer import sft_trainer, utils
 
     assert sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE == CHUNK

@@ -29,34 +29,40 @@ def held_out(names: Set[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class Method:
-    """What the rest of the code asks about a method.
+    """What the rest of the code asks about a method; `module:name` is imported when it is used.
 
-    `build` and `config` are `module:name`, imported when they are used: the function (stage, tokenizer, data) -> trainer, and the
-    dataclass of `method.args`.
+    - `build`: the function (stage, tokenizer, data) -> trainer; `config`: the dataclass of `method.args`
+    - `rows`: what a row of its data is: demonstrations, pairs or prompts
+    - `roles`: models in memory, of policy, reference, reward and value; `trained`: those that learn
+    - `logged`: numbers it leaves in results.json or metrics.jsonl; a `module:name` among them is a mapping of such names
+    - `leaves`: what final/ holds: a policy, which can be asked, or a reward model
+    - `reward`: what the monitor watches: replies that are `scored`, or the `implicit` beta * log(policy / reference)
+    - `options`: keys of the group `method` that not every method reads: learn, kwise, reward_model, reward_label
+    - `reply_length`: the argument with the longest reply that is sampled in training
+    - `own_loop`: trains by rlhf.ppo and not TRL: updates of episodes, an evaluation of its own, one device, lean layers
+    - `dropout`: whether the adapter's dropout stays on
+    - `chunked`: whether the default loss_type never holds the logits of a whole sequence
+    - `smoothed`: each loss_type that reads label_smoothing, where the others ignore it without a word
+    - `measured`: whether the benchmark holds its planned memory against a measured peak
+    - `defaults`: of fields of `config` that the preflight reads, where they are this method's alone
     """
 
     build: str
     config: str
-    rows: str  # what a row of its data is: demonstrations, pairs or prompts
-    roles: tuple[str, ...]  # models in memory: policy, reference, reward, value
+    rows: str
+    roles: tuple[str, ...]
     trained: tuple[str, ...]
-    logged: Set[str]  # numbers it leaves in results.json or metrics.jsonl; `module:name` is a mapping of them
-    leaves: str = "policy"  # what final/ holds: a policy, which can be asked, or a reward model
-    reward: str | None = (
-        None  # what the monitor watches: `scored` replies, or the `implicit` beta * log(policy / reference)
-    )
-    options: tuple[str, ...] = ()  # keys of the group `method` that not every method reads
-    reply_length: str | None = None  # the argument with the longest reply that is sampled in training
-    own_loop: bool = (
-        False  # trains by rlhf.ppo, not TRL: updates of episodes, its own evaluation, one device, lean layers
-    )
-    dropout: bool = False  # whether it leaves the adapter's dropout on
-    chunked: bool = False  # whether the default loss_type never holds the logits of a whole sequence
-    smoothed: tuple[
-        str, ...
-    ] = ()  # each loss_type that reads label_smoothing, where the others ignore it without a word
-    measured: bool = False  # whether the benchmark holds its planned memory against a measured peak
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of `config`, where the preflight must know them
+    logged: Set[str]
+    leaves: str = "policy"
+    reward: str | None = None
+    options: tuple[str, ...] = ()
+    reply_length: str | None = None
+    own_loop: bool = False
+    dropout: bool = False
+    chunked: bool = False
+    smoothed: tuple[str, ...] = ()
+    measured: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> set[str]:

@@ -1,0 +1,136 @@
+"""docs/adding.md as it stands: its code blocks go into a copy of this repository, which then trains, is stopped and answers."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf.config import REPO
+
+BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TABLE = "METHODS: dict[str, Method] = {\n"
+ORPO = {"src/rlhf/methods/orpo.py", "conf/method/orpo.yaml", "src/rlhf/methods/__init__.py"}
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A copy of the repository with all that docs/adding.md adds; `files` are those it touched, `run` opens a door there."""
+    root, files = tmp_path_factory.mktemp("grown"), {}
+    for folder in ("src", "conf", "recipes"):
+        shutil.copytree(REPO / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, code in BLOCK.findall((REPO / "docs/adding.md").read_text()):
+        file = root / name
+        before = file.read_text() if file.exists() else ""
+        files[name] = "changed" if before else "new"
+        file.write_text(
+            before.replace(TABLE, TABLE + code) if TABLE in before else f"{before}\n\n{code}" if before else code
+        )
+
+    def start(script, *arguments):
+        command = [sys.executable, f"src/{script}", *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=root,
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(script, *arguments, stdin=None):
+        process = start(script, *arguments)
+        return process.communicate(stdin, timeout=600)[0], process.returncode
+
+    return SimpleNamespace(root=root, files=files, start=start, run=run)
+
+
+def test_a_method_is_three_places(grown):
+    assert {name for name in grown.files if "method" in name} == ORPO
+    assert grown.files["src/rlhf/methods/__init__.py"] == "changed"
+    assert len(grown.files) == 7, grown.files
+    changed = [name for name in grown.files if (REPO / name).exists()]
+    assert sorted(changed) == ["src/rlhf/methods/__init__.py", "src/rlhf/rewards/functions.py"]
+
+
+def test_a_new_method_is_planned_with_a_borrowed_formula(grown):
+    stage = (
+        "recipes=support/orpo",
+        "model.path=HuggingFaceTB/SmolLM3-3B",
+        "model=smollm3_3b",
+        "method.start_from=null",
+    )
+    told, code = grown.run("plan.py", *stage, "hardware.memory_gb=200")
+    assert code == 0 and "method   orpo: policy on one base" in told, told
+    assert "no peak of method=orpo was measured: the formulas are those of method=dpo" in told
+    assert " reference " not in told and "steps    " in told
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("method.args.betta=1", "method.args.betta is not a field of trl.ORPOConfig; did you mean beta"),
+        ("method.learn=all", "method.learn=all is about method=sft, not orpo"),
+        ("method.reward_model=function:exact_match", "is about method=ppo, not orpo"),
+    ],
+)
+def test_a_new_method_refuses_what_is_not_its_own(grown, override, message, tmp_path):
+    local = (f"model.path={tmp_path}", "method.start_from=null")
+    told, code = grown.run("train.py", "recipes=support/orpo", *local, override)
+    assert code == 2 and message in told, told
+
+
+def test_a_new_method_expects_only_what_its_row_logs(grown):
+    recipe = (grown.root / "recipes/support/orpo.yaml").read_text()
+    for metric, code in (("log_odds_ratio", 0), ("log_odds_ratioo", 2)):
+        wrong = grown.root / f"recipes/{metric}/orpo.yaml"
+        wrong.parent.mkdir()
+        wrong.write_text(recipe.replace("held_out_loss:", f"{metric}:"))
+        told, left = grown.run("plan.py", f"recipes={metric}/orpo", "model=smollm3_3b", "hardware.memory_gb=200")
+        assert left == code and (code == 0 or "did you mean log_odds_ratio" in told), told
+
+
+@pytest.mark.slow
+def test_a_new_method_is_trained_stopped_resumed_evaluated_and_asked(grown, chain, tmp_path):
+    """Through the doors that all methods go through: train.py, SIGTERM, pipeline.py, reproduce.py, chat.py."""
+    runs = tmp_path / "runs"
+    shutil.copytree(chain, runs, ignore=shutil.ignore_patterns("checkpoint-*"))
+    folder, settings = (
+        runs / "support/orpo",
+        ("debug=smoke", f"run.root={runs}", "orpo.debug.max_steps=12", "orpo.debug.rows=96"),
+    )
+    process = grown.start("train.py", "recipes=support/orpo", *(setting.removeprefix("orpo.") for setting in settings))
+    while process.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75, process.communicate()[0]
+    assert list(folder.glob("checkpoint-*"))
+    told, code = grown.run("pipeline.py", "recipe=support", "stages=[orpo]", *settings)
+    assert code == 0 and "going on from" in told, told
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, 13))
+    assert all({"nll_loss", "log_odds_ratio", "rewards/margins", "grad_norm"} <= set(line) for line in trained)
+    results = json.loads((folder / "results.json").read_text())
+    assert {"train_loss", "held_out_loss", "gold_score", "kl", "eos_rate", "length"} <= set(results)
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8 and {(s["step"], s["set"]) for s in samples} == {(12, "test")}
+    assert (folder / "final/adapter_model.safetensors").is_file() and "`orpo`" in (
+        folder / "final/README.md"
+    ).read_text()
+
+    told, _ = grown.run("reproduce.py", "recipe=support", "check=true", *settings)
+    row = next(line for line in told.splitlines() if "| orpo" in line)
+    assert (
+        "held_out_loss" in row and f"{results['held_out_loss']:.4g}" in row and row.rstrip(" |").endswith("reproduced")
+    )
+    told, code = grown.run("chat.py", "run=support/orpo", f"root={runs}", "max_new_tokens=8", stdin="hello\n/quit\n")
+    assert code == 0 and told.count("you> ") == 2, told
