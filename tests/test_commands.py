@@ -15,7 +15,7 @@ from rlhf.compare.trials import Comparison
 from rlhf.config import REPO, Stage, compose_config, to_stage
 from rlhf.errors import ConfigError
 from rlhf.preflight.plan import resolve
-from rlhf.preflight.settings import check
+from rlhf.preflight.settings import check_settings
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline
 from tests.helpers import door_module
@@ -83,7 +83,7 @@ def _trained(given: list[str]) -> Iterator[Stage]:
     for values in product(*choices):
         stage = to_stage(compose_config([f"{key}={v}" for (key, _), v in zip(settings, values, strict=True)]))
         here = dataclasses.replace(stage.hardware, device="cpu", precision="fp32")
-        check(dataclasses.replace(stage, hardware=here), planned=STAGES)
+        check_settings(dataclasses.replace(stage, hardware=here), planned=STAGES)
         if not sweep and "--cfg" not in given:
             yield stage
 

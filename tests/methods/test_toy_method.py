@@ -62,7 +62,7 @@ def test_a_method_is_three_places(grown):
 
 def test_a_new_method_is_planned_with_a_borrowed_formula(grown):
     stage = (
-        "recipes=support/orpo",
+        "recipe=support/orpo",
         "model.path=HuggingFaceTB/SmolLM3-3B",
         "model=smollm3_3b",
         "method.start_from=null",
@@ -83,7 +83,7 @@ def test_a_new_method_is_planned_with_a_borrowed_formula(grown):
 )
 def test_a_new_method_refuses_what_is_not_its_own(grown, override, message, tmp_path):
     local = (f"model.path={tmp_path}", "method.start_from=null")
-    told, code = grown.run("train.py", "recipes=support/orpo", *local, override)
+    told, code = grown.run("train.py", "recipe=support/orpo", *local, override)
     assert code == 2 and message in told, told
 
 
@@ -93,7 +93,7 @@ def test_a_new_method_expects_only_what_its_row_logs(grown):
         wrong = grown.root / f"recipes/{metric}/orpo.yaml"
         wrong.parent.mkdir()
         wrong.write_text(recipe.replace("held_out_loss:", f"{metric}:"))
-        told, left = grown.run("plan.py", f"recipes={metric}/orpo", "model=smollm3_3b", "hardware.memory_gb=200")
+        told, left = grown.run("plan.py", f"recipe={metric}/orpo", "model=smollm3_3b", "hardware.memory_gb=200")
         assert left == code and (code == 0 or "did you mean log_odds_ratio" in told), told
 
 
@@ -106,7 +106,7 @@ def test_a_new_method_is_trained_stopped_resumed_evaluated_and_asked(grown, chai
         runs / "support/orpo",
         ("debug=smoke", f"run.root={runs}", "orpo.debug.max_steps=12", "orpo.debug.rows=96"),
     )
-    process = grown.start("train.py", "recipes=support/orpo", *(setting.removeprefix("orpo.") for setting in settings))
+    process = grown.start("train.py", "recipe=support/orpo", *(setting.removeprefix("orpo.") for setting in settings))
     while process.poll() is None and not (folder / "metrics.jsonl").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -132,5 +132,7 @@ def test_a_new_method_is_trained_stopped_resumed_evaluated_and_asked(grown, chai
     assert (
         "held_out_loss" in row and f"{results['held_out_loss']:.4g}" in row and row.rstrip(" |").endswith("reproduced")
     )
-    told, code = grown.run("chat.py", "run=support/orpo", f"root={runs}", "max_new_tokens=8", stdin="hello\n/quit\n")
+    told, code = grown.run(
+        "chat.py", "run=support/orpo", f"run.root={runs}", "max_new_tokens=8", stdin="hello\n/quit\n"
+    )
     assert code == 0 and told.count("you> ") == 2, told
