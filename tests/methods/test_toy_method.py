@@ -55,9 +55,46 @@ def grown(tmp_path_factory):
 def test_a_method_is_three_places(grown):
     assert {name for name in grown.files if "method" in name} == ORPO
     assert grown.files["src/rlhf/methods/__init__.py"] == "changed"
-    assert len(grown.files) == 7, grown.files
-    changed = [name for name in grown.files if (REPO / name).exists()]
-    assert sorted(changed) == ["src/rlhf/methods/__init__.py", "src/rlhf/rewards/functions.py"]
+    assert len(grown.files) == 8 and list(grown.files.values()).count("changed") == 3, grown.files
+
+
+def test_the_tests_that_docs_name_exist():
+    named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (REPO / "docs/adding.md").read_text()))
+    assert len(named) >= 7
+    for file, name in named:
+        assert f"def {name}" in (REPO / file).read_text(), (file, name)
+
+
+def test_a_new_dataset_and_a_new_model_are_planned(grown, tmp_path):
+    rows = [
+        {"question": f"How do I return order {i}?", "kept": "I am sorry. Use the label.", "refused": "No."}
+        for i in range(20)
+    ]
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = ("dataset=reviews", f"dataset.path={tmp_path}/reviews.jsonl", "batch_size=2")
+    told, code = grown.run(
+        "plan.py", "method=dpo", "method.start_from=null", *dataset, "model=smollm3_3b", "hardware=gpu_24gb"
+    )
+    assert code == 0 and "rows     18 before any is dropped" in told and "steps    9" in told, told
+    # 36 layers of 2 * 2048^2 + 2 * 2048 * 512 + 3 * 2048 * 11008, and the embedding of 128256 * 2048
+    assert "HuggingFaceTB/SmolLM3-3B: 3,074.9M parameters" in told
+
+
+def test_a_new_reward_function_scores_and_a_new_judge_decides(grown):
+    code = """if True:
+        import json, sys
+        sys.path.insert(0, "src")
+        from pathlib import Path
+        from rlhf.evaluation.judges import load_judge
+        from rlhf.rewards.functions import RULES
+        scores = RULES["close_in_length"].score(["a?"] * 3, ["one two", "one", ""], [{"reference": "x y"}] * 3)
+        judge = load_judge("brief", None, None, Path())
+        found = judge.compare([{"reply": "ab"}, {"reply": "a"}], [{"reply": "a"}, {"reply": "b"}])
+        print(json.dumps([scores, found.outcomes]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=grown.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[1.0, 0.5, 0.0], [0.0, 0.5]]
 
 
 def test_a_new_method_is_planned_with_a_borrowed_formula(grown):

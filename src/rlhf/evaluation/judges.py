@@ -6,7 +6,7 @@ dataset has them `messages` (JSON, as in its rows) and `reference`.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +18,6 @@ from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.judge_endpoint import EndpointJudge
 from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judgements, judgements
-
-KINDS = {"annotator": "annotator", "reward": "reward:<folder or hub id>", "openai": "openai:<model>"}
 
 
 class Judge(Protocol):
@@ -104,42 +102,57 @@ def _same(a: Sample, b: Sample) -> bool:
     return a.get("ids", a["reply"]) == b.get("ids", b["reply"])
 
 
+# `annotator`, or `<kind>:<what>` as it is written, with who makes it of (name, what, stage, tokenizer, cache)
+KINDS: dict[str, tuple[str, Callable[..., Judge]]] = {}
+
+
+def kind(written: str) -> Callable[[Any], Any]:
+    """Registers the function below it: it makes the judge that is `written` so."""
+
+    def register(function: Any) -> Any:
+        KINDS[written.partition(":")[0]] = (written, function)
+        return function
+
+    return register
+
+
 def load_judge(name: str, stage: Stage, tokenizer: Any, cache: Path) -> Judge:
     """The judge `annotator`, `reward:<folder, hub id or function:rule>[#label]` or `openai:<model>`.
 
     An adapter of a reward stage sits on the stage's base. An endpoint keeps its answers in `cache`/judge.jsonl.
 
     Raises:
-        Refusal: a name that means nothing, an annotator that the dataset lacks, a reward model that cannot be
-        loaded
+        Refusal: a name that means nothing, an annotator that the dataset lacks, a reward model that cannot be loaded
             or does not fit, an endpoint whose URL or key cannot work.
     """
-    kind, _, what = name.partition(":")
-    if name == "annotator":
-        known = annotator(stage.dataset.annotator)
-        if known is None:
-            why = f"nobody knows the true preference of {stage.dataset.path} (dataset.annotator=null)"
-            fix = (
-                "judge=reward:<folder or hub id> of a reward model that neither arm trained on, or judge=openai:<model>"
-            )
-            raise Refusal("judge", name, why, fix=fix)
-        return AnnotatorJudge(name, known)
-    if kind == "reward" and what:
-        source, _, label = what.partition("#")
-        return _reward_judge(name, source, label or None, stage, tokenizer)
-    if kind == "openai" and what:
-        return EndpointJudge(what, cache)
-    raise Refusal("judge", name, f"is not known{nearest(kind, KINDS)}", allowed=KINDS.values())
+    kind, colon, what = name.partition(":")
+    written, make = KINDS.get(kind, (":", None))
+    if make is None or not (bool(colon) == bool(what) == (":" in written)):
+        allowed = [written for written, _ in KINDS.values()]
+        raise Refusal("judge", name, f"is not known{nearest(kind, KINDS)}", allowed=allowed)
+    return make(name, what, stage, tokenizer, cache)
 
 
-def _reward_judge(name: str, source: str, label: str | None, stage: Stage, tokenizer: Any) -> RewardJudge:
+@kind("annotator")
+def _annotator_judge(name: str, what: str, stage: Stage, tokenizer: Any, cache: Path) -> AnnotatorJudge:
+    known = annotator(stage.dataset.annotator)
+    if known is None:
+        why = f"nobody knows the true preference of {stage.dataset.path} (dataset.annotator=null)"
+        fix = "judge=reward:<folder or hub id> of a reward model that neither arm trained on, or judge=openai:<model>"
+        raise Refusal("judge", name, why, fix=fix)
+    return AnnotatorJudge(name, known)
+
+
+@kind("reward:<folder or hub id>")
+def _reward_judge(name: str, what: str, stage: Stage, tokenizer: Any, cache: Path) -> RewardJudge:
     from rlhf.models.shared import load_roles, scalar_role
     from rlhf.rewards.named import load_scorer, named_reward
     from rlhf.rewards.scorers import scorer
 
+    source, _, label = what.partition("#")
     try:
-        reward = named_reward(source, stage, tokenizer, label, "judge", f"judge=reward:{source}#")
-        if label is not None and reward.kind != "text":
+        reward = named_reward(source, stage, tokenizer, label or None, "judge", f"judge=reward:{source}#")
+        if label and reward.kind != "text":
             raise Refusal("judge", name, "it has no labels to choose from", fix=f"judge=reward:{source}")
         if reward.kind == "adapter":
             role = load_roles(stage, tokenizer, {}, reward=Path(source))["reward"]
@@ -150,6 +163,11 @@ def _reward_judge(name: str, source: str, label: str | None, stage: Stage, token
         return RewardJudge(name, reward, loaded, tokenizer)
     except Refusal as refusal:
         raise Refusal("judge", name, refusal.why, allowed=refusal.allowed, fix=refusal.fix) from refusal
+
+
+@kind("openai:<model>")
+def _endpoint_judge(name: str, what: str, stage: Stage, tokenizer: Any, cache: Path) -> EndpointJudge:
+    return EndpointJudge(what, cache)
 
 
 def finite(name: str, scores: Sequence[float]) -> list[float]:
