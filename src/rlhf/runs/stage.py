@@ -39,7 +39,9 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         began = time.time()
         train(stage, tokenizer, data, trainer, run)
         save(stage, tokenizer, trainer)
-        run.status("trained", train_seconds=round(time.time() - began, 1))
+        if files.is_main():
+            run.run["train_seconds"] = round(time.time() - began, 1)
+        run.status("trained")
         trainer = None  # what it held is free for the evaluation
         gc.collect()
     results = evaluate(stage, tokenizer, data)
