@@ -4,7 +4,8 @@ The setting and checkpoint of an arm are chosen on every other prompt. What comp
 the highest of several scores is too high on the prompts on which it was the highest.
 """
 
-import math
+import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy as np
 from rlhf.compare.costs import costs, fairness
 from rlhf.compare.curves import Evidence, equal_kl, frontier, overoptimization, table
 from rlhf.compare.replies import POOL, Replies
-from rlhf.compare.report import MeanGold, Pair, Reply, Report, SideBySide, TrialAlert
+from rlhf.compare.report import Report, Row, numbers
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.evaluation.length_control import length_controlled
-from rlhf.evaluation.samples import Sample
+from rlhf.evaluation.samples import Sample, situation
 from rlhf.evaluation.statistics import Judgements, estimate, holm, prompts_to_settle, verdict, win_rate
 from rlhf.monitor.feed import monitor_of, watch_finished
 from rlhf.runs import provenance
@@ -37,14 +38,12 @@ def analyze(
     """The content of report.json; `compare` judges two lists of replies to the same prompts."""
     evidence = Evidence(comparison, replies, trials)
     chosen = {arm: evidence.chosen(arm) for arm in KNOBS}
-    policies = {
-        "sft": evidence.sft,
-        **{arm: evidence.points[arm][point] for arm, point in chosen.items()},
-        BEST: evidence.best_of_pool,
-    }
+    arms = {arm: evidence.points[arm][point] for arm, point in chosen.items()}
+    policies = {"sft": evidence.sft, **arms, BEST: evidence.best_of_pool}
     unseen = {name: {seed: rows[1::2] for seed, rows in by_seed.items()} for name, by_seed in policies.items()}
     at_equal_kl, note = equal_kl(evidence)
-    spent, dpo_with_ppo_time = costs(comparison, trials)
+    spent, dpo_with_ppo_time = costs(trials)
+    proxy = "reward model of each seed" if "reward" in comparison.stages else str(replies.stage.method.reward_model)
     return {
         "recipe": comparison.recipe,
         "provenance": provenance.provenance(),
@@ -52,14 +51,10 @@ def analyze(
             "prompts": len(next(iter(evidence.sft.values()))),
             "seeds": comparison.seeds,
             "gold": replies.gold_name,
-            "proxy": "reward model of each seed"
-            if "reward" in comparison.stages
-            else str(replies.stage.method.reward_model),
+            "proxy": proxy,
             "judge": judge,
             "temperature": 1.0,
-            "arms": {
-                arm: {"key": f"method.args.{knob}", "values": comparison.settings[arm]} for arm, knob in KNOBS.items()
-            },
+            "arms": {a: {"key": f"method.args.{k}", "values": comparison.settings[a]} for a, k in KNOBS.items()},
             "chosen": {arm: {"setting": point[0], "step": point[1]} for arm, point in chosen.items()},
             "chosen_on": "every other prompt; win rates, equal KL and behaviours are counted on the other half",
         },
@@ -78,99 +73,69 @@ def analyze(
     }
 
 
-def win_rates(policies: Mapping[str, BySeed], compare: Compare) -> list[Pair]:
+def win_rates(policies: Mapping[str, BySeed], compare: Compare) -> list[Row]:
     """Each pair of policies, over prompts and seeds; p-values corrected for there being several pairs."""
-    names = [name for name in ("ppo", "dpo", BEST, "sft") if name in policies]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    seeds = sorted(policies[names[0]])
-    judgements = {(a, b): [compare(policies[a][seed], policies[b][seed]) for seed in seeds] for a, b in pairs}
-    outcomes = {pair: [of_seed.outcomes for of_seed in each] for pair, each in judgements.items()}
+    pairs = list(itertools.combinations(("ppo", "dpo", BEST, "sft"), 2))
+    seeds = sorted(policies["sft"])
+    judged = {(a, b): [compare(policies[a][seed], policies[b][seed]) for seed in seeds] for a, b in pairs}
+    outcomes = {pair: [of_seed.outcomes for of_seed in each] for pair, each in judged.items()}
     rates = {pair: win_rate(of_pair) for pair, of_pair in outcomes.items()}
     corrected = holm({" ".join(pair): rate.p for pair, rate in rates.items()})
-    rows: list[Pair] = []
+    rows = []
     for (first, second), rate in rates.items():
-        each, p = judgements[first, second], corrected[f"{first} {second}"]
+        each, p = judged[first, second], corrected[f"{first} {second}"]
         ours, theirs = (table(policies[name], "length") for name in (first, second))
         fair = length_controlled(outcomes[first, second], ours, theirs)
-        rows.append(
-            {
-                "first": first,
-                "second": second,
-                "rate": rate.rate,
-                "low": rate.low,
-                "high": rate.high,
-                "p": rate.p,
-                "wins": rate.wins,
-                "ties": rate.ties,
-                "losses": rate.losses,
-                "p_corrected": p,
-                "flip_rate": float(np.nanmean([of_seed.flip_rate for of_seed in each])),
-                "abstained": sum(of_seed.abstained for of_seed in each),
-                "length_controlled": {
-                    "rate": fair.estimate.mean,
-                    "low": fair.estimate.low,
-                    "high": fair.estimate.high,
-                    "overlap": fair.overlap,
-                    "matched": fair.matched,
-                    "matched_rate": None if math.isnan(fair.matched_rate) else fair.matched_rate,
-                },
-                "verdict": verdict(rate, first, second, p),
-                "prompts_to_settle": prompts_to_settle(rate),
-            }
-        )
+        equal = {
+            "rate": fair.estimate.mean,
+            **numbers(fair.estimate, "low", "high"),
+            **numbers(fair, "overlap", "matched"),
+        }
+        row = {"first": first, "second": second}
+        row |= numbers(rate, "rate", "low", "high", "p", "wins", "ties", "losses") | {"p_corrected": p}
+        row["flip_rate"] = float(np.nanmean([of_seed.flip_rate for of_seed in each]))
+        row["abstained"] = sum(of_seed.abstained for of_seed in each)
+        row["length_controlled"] = equal | {"matched_rate": fair.matched_rate if fair.matched else None}
+        rows.append(row | {"verdict": verdict(rate, first, second, p), "prompts_to_settle": prompts_to_settle(rate)})
     return rows
 
 
-def alerts(evidence: Evidence) -> list[TrialAlert]:
+def alerts(evidence: Evidence) -> list[Row]:
     """What the monitor says of each trial: of its log, and of its checkpoints' replies after those of the SFT model."""
-    rows: list[TrialAlert] = []
+    rows = []
     for trial in evidence.trials:
-        raised = watch_finished(trial.path)
-        monitor = monitor_of(trial.stage)
+        raised, monitor = watch_finished(trial.path), monitor_of(trial.stage)
         monitor.update(0, {}, evidence.sft[trial.seed])
         for (setting, step), at in sorted(evidence.points[trial.arm].items()):
             if setting == trial.setting and trial.seed in at:
                 raised += monitor.update(step, {}, at[trial.seed])
-        for a in raised:
-            rows.append(
-                {
-                    "trial": trial.name,
-                    "step": a.step,
-                    "level": a.level,
-                    "rule": a.rule,
-                    "source": a.source,
-                    "text": str(a),
-                }
-            )
+        for alert in raised:
+            about = numbers(alert, "step", "level", "rule", "source")
+            rows.append({"trial": trial.name, **about, "text": str(alert)})
     return rows
 
 
-def behaviours(policies: Mapping[str, BySeed]) -> dict[str, dict[str, MeanGold]]:
+def behaviours(policies: Mapping[str, BySeed]) -> dict[str, dict[str, Row]]:
     """Gold of each policy by the situation that the prompts are about; empty where nobody says which."""
     first = next(iter(next(iter(policies.values())).values()))
-    kinds = [(s.get("facts") or {}).get("situation") for s in first]
-    means: dict[str, dict[str, MeanGold]] = {}
-    for kind in sorted({kind for kind in kinds if kind}):
-        where = np.array([each == kind for each in kinds])
+    kinds = [situation(sample) for sample in first]
+    means: dict[str, dict[str, Row]] = {}
+    for kind in sorted({*kinds} - {""}):
         for name, by_seed in policies.items():
-            mean = estimate(table(by_seed, "gold")[:, where])
-            means.setdefault(kind, {})[name] = {"gold": mean.mean, "low": mean.low, "high": mean.high}
+            mean = estimate(table(by_seed, "gold")[:, np.array(kinds) == kind])
+            means.setdefault(kind, {})[name] = {"gold": mean.mean} | numbers(mean, "low", "high")
     return means
 
 
-def side_by_side(policies: Mapping[str, BySeed], seed: int) -> list[SideBySide]:
+def side_by_side(policies: Mapping[str, BySeed], seed: int) -> list[Row]:
     """Replies of all policies to the first prompts of each situation that were not chosen on."""
-    seen: dict[str, int] = {}
-    prompts: list[SideBySide] = []
-    for index in range(1, len(policies["sft"][seed]), 2):
-        sample = policies["sft"][seed][index]
-        kind = (sample.get("facts") or {}).get("situation", "")
-        seen[kind] = seen.get(kind, 0) + 1
-        if seen[kind] > (SHOWN if kind else 5 * SHOWN):
-            continue
-        rows = {name: by_seed[seed][index] for name, by_seed in policies.items()}
-        replies: dict[str, Reply] = {
-            name: {"text": row["reply"], "gold": row["gold"], "proxy": row["reward"]} for name, row in rows.items()
-        }
-        prompts.append({"prompt": sample["prompt"], "situation": kind, "seed": seed, "replies": replies})
+    seen: Counter[str] = Counter()
+    prompts = []
+    for index, sample in list(enumerate(policies["sft"][seed]))[1::2]:
+        kind = situation(sample)
+        seen[kind] += 1
+        if seen[kind] <= (SHOWN if kind else 5 * SHOWN):
+            rows = {name: by_seed[seed][index] for name, by_seed in policies.items()}
+            said = {name: {"text": r["reply"], "gold": r["gold"], "proxy": r["reward"]} for name, r in rows.items()}
+            prompts.append({"prompt": sample["prompt"], "situation": kind, "seed": seed, "replies": said})
     return sorted(prompts, key=lambda row: row["situation"])

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from rlhf.compare.report import EqualLength, Overoptimization, Pair, Report, TrialAlert, title, trained
+from rlhf.compare.report import Report, Row, title, trained
 from rlhf.evaluation.statistics import told_apart
 
 EXTRAPOLATED = 0.1  # overlap in length below which a rate at equal length is a guess
@@ -16,19 +16,17 @@ def conclusion(report: Report) -> str:
     if pair is not None:
         parts += _equal_kl(report, _winner(pair))
     parts += _baselines(report["win_rates"], arms)
-    parts += [_over(arm, report["overoptimization"].get(arm)) for arm in arms]
-    parts += _costs(report)
-    parts += _alerts(report["alerts"], report["failed"])
-    return " ".join(parts + _scope(report))
+    parts += [_over(arm, report["overoptimization"].get(arm) or {}) for arm in arms]
+    return " ".join([*parts, *_costs(report), *_alerts(report["alerts"], report["failed"]), *_scope(report)])
 
 
-def _winner(pair: Pair) -> str | None:
+def _winner(pair: Row) -> str | None:
     if pair["rate"] is None or not told_apart(pair["low"], pair["high"], pair["p_corrected"]):
         return None
     return pair["first"] if pair["rate"] > 0.5 else pair["second"]
 
 
-def _who_wins(pair: Pair | None, comparisons: int) -> list[str]:
+def _who_wins(pair: Row | None, comparisons: int) -> list[str]:
     if pair is None or pair["rate"] is None:
         return ["PPO and DPO were not judged against each other, so nothing here says which is better."]
     winner = _winner(pair)
@@ -46,27 +44,27 @@ def _who_wins(pair: Pair | None, comparisons: int) -> list[str]:
     return claim + _equal_length(first, winner, pair)
 
 
-def _for(policy: str, pair: Pair, side: Pair | EqualLength) -> tuple[float, float, float]:
+def _for(policy: str, pair: Row, side: Row) -> tuple[float, float, float]:
     """Rate and interval from the side of `policy`."""
-    values = side["rate"], side["low"], side["high"]
-    return values if policy == pair["first"] else (1 - values[0], 1 - values[2], 1 - values[1])
+    rate, low, high = side["rate"], side["low"], side["high"]
+    return (rate, low, high) if policy == pair["first"] else (1 - rate, 1 - high, 1 - low)
 
 
-def _equal_length(policy: str, winner: str | None, pair: Pair) -> list[str]:
+def _equal_length(policy: str, winner: str | None, pair: Row) -> list[str]:
     equal = pair.get("length_controlled")
     if not equal or equal["rate"] is None:
         return ["Whether length explains it was not measured."]
     rate, low, high = _for(policy, pair, equal)
     numbers = f"{rate:.1%}, {low:.1%} to {high:.1%}"
-    if winner:
-        if low > 0.5:
-            text = f"At equal length of the replies its margin survives ({numbers})."
-        elif high < 0.5:
-            text = f"At equal length of the replies the preference is reversed ({numbers}): its margin is length."
-        else:
-            text = f"At equal length of the replies its margin is not established ({numbers}, which includes one half)."
+    at = "At equal length of the replies"
+    if winner and low > 0.5:
+        text = f"{at} its margin survives ({numbers})."
+    elif winner and high < 0.5:
+        text = f"{at} the preference is reversed ({numbers}): its margin is length."
+    elif winner:
+        text = f"{at} its margin is not established ({numbers}, which includes one half)."
     elif low > 0.5 or high < 0.5:
-        text = f"At equal length of the replies {title(policy)} would win {numbers}: length hides a difference."
+        text = f"{at} {title(policy)} would win {numbers}: length hides a difference."
     else:
         text = f"Equal length of the replies does not change that ({numbers})."
     if equal["overlap"] is not None and equal["overlap"] < EXTRAPOLATED:
@@ -93,7 +91,7 @@ def _equal_kl(report: Report, winner: str | None) -> list[str]:
     return [text]
 
 
-def _baselines(pairs: list[Pair], arms: list[str]) -> list[str]:
+def _baselines(pairs: list[Row], arms: list[str]) -> list[str]:
     """Each arm against what needs no training beyond SFT."""
     claims = []
     for pair in pairs:
@@ -106,23 +104,19 @@ def _baselines(pairs: list[Pair], arms: list[str]) -> list[str]:
     return [f"Against the baselines: {', '.join(claims)}."] if claims else []
 
 
-def _over(arm: str, over: Overoptimization | None) -> str:
-    law, fall = (over.get("law"), over.get("fall")) if over else (None, None)
+def _over(arm: str, over: Row) -> str:
+    law, fall, signs = over.get("law"), over.get("fall"), []
     fell = bool(fall and fall["low"] is not None and fall["low"] > 0)
-    signs = []
     if fall and fell:
-        signs.append(
-            f"from KL {fall['kl']:.2g} to its last checkpoint it lost {fall['mean']:.2f} points of true preference "
-            f"(95% interval {fall['low']:.2f} to {fall['high']:.2f})"
-        )
+        lost = f"from KL {fall['kl']:.2g} to its last checkpoint it lost {fall['mean']:.2f} points of true preference "
+        signs.append(lost + f"(95% interval {fall['low']:.2f} to {fall['high']:.2f})")
     if law and law["turns"]:
-        signs.append(
-            f"the fitted law turns down at KL {law['peak_kl']:.2g} while the data reach {law['furthest_kl']:.2g}"
-        )
+        reach = f"while the data reach {law['furthest_kl']:.2g}"
+        signs.append(f"the fitted law turns down at KL {law['peak_kl']:.2g} {reach}")
     if signs:
         return f"{title(arm)} {'was' if fell else 'may have been'} over-optimized: {' and '.join(signs)}."
     if not fall and not law:
-        why = (over or {}).get("law_note") or "it has too few checkpoints"
+        why = over.get("law_note") or "it has too few checkpoints"
         return f"Whether {title(arm)} was over-optimized cannot be told: {why.rstrip('.')}."
     return f"{title(arm)} shows no over-optimization as far as it was trained."
 
@@ -132,16 +126,14 @@ def _costs(report: Report) -> list[str]:
     claims = []
     if seconds.get("ppo") and seconds.get("dpo"):
         slow, fast = sorted(("ppo", "dpo"), key=lambda arm: -seconds[arm])
-        claims.append(
-            f"A trial of {title(slow)} took {seconds[slow] / seconds[fast]:.1f} times as long as one of {title(fast)} "
-            f"({seconds[slow]:,.0f} s against {seconds[fast]:,.0f} s)."
-        )
+        times = f"{seconds[slow] / seconds[fast]:.1f} times as long as one of {title(fast)} "
+        claims.append(f"A trial of {title(slow)} took {times}({seconds[slow]:,.0f} s against {seconds[fast]:,.0f} s).")
     if report.get("dpo_with_ppo_time"):
         claims.append(f"With PPO's time: {report['dpo_with_ppo_time'].rstrip('.')}.")
     return claims
 
 
-def _alerts(alerts: list[TrialAlert], failed: list[dict[str, str]]) -> list[str]:
+def _alerts(alerts: list[Row], failed: list[dict[str, str]]) -> list[str]:
     text = "The monitor of reward hacking raised no alert."
     if alerts:
         counts = Counter(str(alert["level"]).replace("warn", "warning") for alert in alerts)
@@ -153,14 +145,11 @@ def _alerts(alerts: list[TrialAlert], failed: list[dict[str, str]]) -> list[str]
 
 def _scope(report: Report) -> list[str]:
     setup = report["setup"]
-    seeds, claims = len(setup["seeds"]), []
-    if seeds < 3:
-        claims.append("With fewer than 3 seeds the intervals are narrower than they should be.")
-    claims.append(
-        f"All this rests on {_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of {report['recipe']}, judged by "
-        f"{setup['judge']} at temperature {setup['temperature']:g}; it says nothing about other models, data, judges or settings."
-    )
-    return claims
+    seeds, few = len(setup["seeds"]), "With fewer than 3 seeds the intervals are narrower than they should be."
+    data = f"{_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of {report['recipe']}"
+    judged = f"judged by {setup['judge']} at temperature {setup['temperature']:g}"
+    scope = f"All this rests on {data}, {judged}; it says nothing about other models, data, judges or settings."
+    return [few, scope] if seeds < 3 else [scope]
 
 
 def _count(n: int, what: str) -> str:

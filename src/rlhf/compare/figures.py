@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from rlhf.compare.estimators import Kind, Law
-from rlhf.compare.report import Checkpoint, FittedLaw, Report, by_order, place, title, trained
+from rlhf.compare.estimators import Law
+from rlhf.compare.report import Report, Row, place, policies, title, trained
 from rlhf.output.plots import STYLES, intervals, legend, picture
 
 DISTANCE = "square root of KL from SFT, sqrt(nats a reply)"
@@ -45,9 +45,8 @@ def frontier(file: Path, report: Report) -> None:
         pool = _means([row for row in rows if row["arm"] == "best-of-n"])
         if pool:
             line, marker, colour = _style("best-of-n")  # best of one sample is SFT itself, so the curve begins there
-            _errorbar(
-                axes, start + pool, fmt=line + marker, color=colour, mfc="white", linewidth=1.2, label="best-of-n"
-            )
+            look = {"fmt": line + marker, "color": colour, "mfc": "white", "linewidth": 1.2}
+            _errorbar(axes, start + pool, **look, label="best-of-n")
         if start:
             axes.axhline(start[0]["gold"], color="gray", linewidth=0.8, linestyle=":")
             _errorbar(axes, start, fmt="D", color="black", label="SFT")
@@ -102,13 +101,14 @@ def win_rates(file: Path, report: Report) -> None:
 def behaviours(file: Path, report: Report) -> None:
     """The true preference of each policy in each situation."""
     golds = {
-        policy: {name: _interval(by[policy], "gold") for name, by in report["behaviours"].items() if policy in by}
-        for policy in by_order({policy for by in report["behaviours"].values() for policy in by})
+        title(policy): {
+            name: _interval(by[policy], "gold") for name, by in report["behaviours"].items() if policy in by
+        }
+        for policy in policies(report)
     }
     if golds:
-        styles = [_style(policy) for policy in golds]
-        series = {title(policy): values for policy, values in golds.items()}
-        intervals(file, series, "true preference score (points), 95% interval", styles=styles)
+        styles = [_style(policy) for policy in policies(report)]
+        intervals(file, golds, "true preference score (points), 95% interval", styles=styles)
 
 
 def costs(file: Path, report: Report) -> None:
@@ -139,7 +139,7 @@ def _style(policy: str) -> tuple[str, str, str]:
     return (*STYLES, OTHER)[place(policy)]
 
 
-def _measured(report: Report, *keys: str) -> list[Checkpoint]:
+def _measured(report: Report, *keys: str) -> list[Row]:
     return [row for row in report["frontier"] if all(row[key] is not None for key in keys)]
 
 
@@ -147,52 +147,51 @@ def _at(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row.get("setting"), row.get("step")
 
 
-def _means(rows: Sequence[Checkpoint]) -> list[Checkpoint]:
+def _means(rows: Sequence[Row]) -> list[Row]:
     """One row for each (arm, setting, step), its numbers the mean over seeds, by growing KL."""
-    groups: dict[tuple[Any, ...], list[Checkpoint]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["arm"], *_at(row)), []).append(row)
-    numbers = ("kl", "gold", "gold_low", "gold_high", "proxy")
-    means = [
-        {"arm": arm, "setting": setting, "step": step}
-        | {k: float(np.mean([r[k] for r in group])) for k in numbers if all(r.get(k) is not None for r in group)}
-        for (arm, setting, step), group in groups.items()
-    ]
-    return sorted(cast(list[Checkpoint], means), key=lambda row: row["kl"])
+    means = []
+    for (arm, setting, step), group in groups.items():
+        known = [
+            k for k in ("kl", "gold", "gold_low", "gold_high", "proxy") if all(r.get(k) is not None for r in group)
+        ]
+        mean = {key: float(np.mean([row[key] for row in group])) for key in known}
+        means.append({"arm": arm, "setting": setting, "step": step} | mean)
+    return sorted(means, key=lambda row: row["kl"])
 
 
-def _settings(report: Report, arm: str, rows: list[Checkpoint]) -> list[tuple[str, list[Checkpoint], Any]]:
+def _settings(report: Report, arm: str, rows: list[Row]) -> list[tuple[str, list[Row], Any]]:
     """Each setting's label, means, and fill of its markers: white for the smallest to the arm's colour for the largest."""
     from matplotlib.colors import to_rgb
 
     key = report["setup"]["arms"].get(arm, {}).get("key", "setting").rpartition(".")[2]
     settings = sorted({row["setting"] for row in rows if row["setting"] is not None})
     shares = np.linspace(0, 1, len(settings)) if len(settings) > 1 else [1.0]
-    return [
-        (
-            f"{title(arm)}, {key} {setting:g}",
-            _means([row for row in rows if row["setting"] == setting]),
-            tuple(1 - share * (1 - part) for part in to_rgb(_style(arm)[2])),
-        )
-        for setting, share in zip(settings, shares, strict=True)
-    ]
+    found = []
+    for setting, share in zip(settings, shares, strict=True):
+        fill = tuple(1 - share * (1 - part) for part in to_rgb(_style(arm)[2]))
+        means = _means([row for row in rows if row["setting"] == setting])
+        found.append((f"{title(arm)}, {key} {setting:g}", means, fill))
+    return found
 
 
-def _points(rows: Sequence[Checkpoint], value: str = "gold") -> tuple[list[float], list[float]]:
+def _points(rows: Sequence[Row], value: str = "gold") -> tuple[list[float], list[float]]:
     return [max(row["kl"], 0.0) ** 0.5 for row in rows], [row[value] for row in rows]  # a sampled KL may be below 0
 
 
-def _errorbar(axes: Any, rows: Sequence[Checkpoint], value: str = "gold", **look: Any) -> None:
+def _errorbar(axes: Any, rows: Sequence[Row], value: str = "gold", **look: Any) -> None:
     """Means with their intervals, where the rows have any."""
     ends = [[row[value], *(row.get(f"{value}_{end}", row[value]) for end in ("low", "high"))] for row in rows]
     mean, low, high = np.array(ends).T
     axes.errorbar(*_points(rows, value), yerr=[mean - low, high - mean], **MEAN_LOOK, **look)
 
 
-def _gain(row: Checkpoint, start: Checkpoint) -> Checkpoint:
+def _gain(row: Row, start: Row) -> Row:
     """Gold with its interval and proxy, counted from those of SFT with the same seed; SFT's own noise is left out."""
-    base = {"gold": start["gold"], "gold_low": start["gold"], "gold_high": start["gold"], "proxy": start["proxy"]}
-    return cast(Checkpoint, {**row, **{name: row[name] - base[name] for name in base if row[name] is not None}})
+    base = dict.fromkeys(("gold", "gold_low", "gold_high"), start["gold"]) | {"proxy": start["proxy"]}
+    return row | {name: row[name] - base[name] for name in base if row[name] is not None}
 
 
 def _interval(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:
@@ -201,10 +200,10 @@ def _interval(row: Mapping[str, Any], name: str) -> tuple[float, float, float]:
     return row[name], row[name] if low is None else low, row[name] if high is None else high
 
 
-def _draw_law(column: Any, law: FittedLaw | None) -> None:
+def _draw_law(column: Any, law: Row | None) -> None:
     if law is None:
         return
-    fitted = Law(cast(Kind, law["kind"]), law["alpha"], law["beta"], law["furthest_kl"] ** 0.5, law["residual"])
+    fitted = Law(law["kind"], law["alpha"], law["beta"], law["furthest_kl"] ** 0.5, law["residual"])
     d = np.linspace(0, fitted.furthest, 200)
     column[1].plot(d, fitted(d), "--", color="black", linewidth=1.6, label="law fitted to the gold")
     if law["turns"] and law["peak_kl"] is not None:

@@ -18,11 +18,8 @@ FOLD = 15  # rows above which a table opens on a click
 def write_pages(folder: Path, report: Report) -> None:
     """Draw the pictures into `folder` and write report.md and report.html from the report alone."""
     drawn, parts = draw(folder, report), sections(report)
-    heading, verdict, origin = (
-        f"PPO against DPO on {report['recipe']}",
-        conclusion(report),
-        _origin(report["provenance"]),
-    )
+    heading, verdict = f"PPO against DPO on {report['recipe']}", conclusion(report)
+    origin = _origin(report["provenance"])
     markdown = [f"# {_plain(heading)}", _plain(verdict), *(_markdown(part, drawn) for part in parts), _plain(origin)]
     (folder / "report.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
     contents = " · ".join(f'<a href="#{_id(p)}">{escape(p.heading)}</a>' for p in parts if p.level == 2)
@@ -42,9 +39,8 @@ def write_pages(folder: Path, report: Report) -> None:
 def _origin(provenance: dict[str, Any]) -> str:
     commit = provenance["git"]["commit"][:8] + (" with uncommitted changes" if provenance["git"]["dirty"] else "")
     versions = listed(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = ", ".join(
-        f"{value} cores" if key == "cores" else value for key, value in provenance["machine"].items() if value
-    )
+    known = {key: value for key, value in provenance["machine"].items() if value}
+    machine = ", ".join(f"{value} cores" if key == "cores" else value for key, value in known.items())
     return f"Made by {' '.join(provenance['command'])} at commit {commit}; {versions}; {machine}."
 
 
@@ -75,14 +71,10 @@ def _html(part: Section, drawn: dict[str, Path]) -> str:
         lines.append(f"<figcaption>{escape(caption)}</figcaption></figure>")
     if part.rows:
         head, *body = cells(part.rows)
-        lines += ["<details>", f"<summary>{len(body)} rows</summary>"] if len(body) > FOLD else []
-        lines += [
-            '<div class="wide"><table>',
-            _html_row("th", head),
-            *(_html_row("td", row) for row in body),
-            "</table></div>",
-        ]
-        lines += ["</details>"] if len(body) > FOLD else []
+        rows = [_html_row("th", head), *(_html_row("td", row) for row in body)]
+        table = ['<div class="wide"><table>', *rows, "</table></div>"]
+        folded = ["<details>", f"<summary>{len(body)} rows</summary>", *table, "</details>"]
+        lines += folded if len(body) > FOLD else table
     return "\n".join([*lines, "</section>"])
 
 

@@ -4,220 +4,56 @@ from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
 ORDER = ("dpo", "ppo", "best-of", "sft")  # the place of a policy in every table and picture, by how its name begins
-
-
-class Choice(TypedDict):
-    """The checkpoint that stands for an arm."""
-
-    setting: float
-    step: int
-
-
-class Setup(TypedDict):
-    """What was compared, on how many prompts, by whose score; for each arm the `key` that it varies and its `values`."""
-
-    prompts: int
-    seeds: list[int]
-    gold: str
-    proxy: str
-    judge: str
-    temperature: float
-    arms: dict[str, dict[str, Any]]
-    chosen: dict[str, Choice]
-    chosen_on: str
-
-
-class Fairness(TypedDict):
-    """`what` the arms share and its `value`; in `what` they differ, and a text for each arm."""
-
-    shared: list[dict[str, str]]
-    differs: list[dict[str, str]]
-
-
-class Checkpoint(TypedDict):
-    """Means over the prompts of one policy and seed; KL in nats a reply, errors are standard errors, low to high 95%."""
-
-    arm: str
-    setting: float | None
-    seed: int
-    step: int
-    kl: float
-    kl_error: float
-    gold: float
-    gold_low: float
-    gold_high: float
-    proxy: float
-    proxy_error: float
-    length: float
-    eos_rate: float
-    last: bool
-
-
-class AtKL(TypedDict):
-    """Gold of both arms at one KL; the difference is PPO's less DPO's, with its 95% interval."""
-
-    kl: float
-    dpo: float
-    ppo: float
-    difference: float
-    low: float
-    high: float
-
-
-class EqualLength(TypedDict):
-    """`length_control.LengthControlled` in numbers."""
-
-    rate: float
-    low: float
-    high: float
-    overlap: float
-    matched: int
-    matched_rate: float | None
-
-
-class Pair(TypedDict):
-    """The win rate of `first` over `second`; `p_corrected` allows for the other pairs."""
-
-    first: str
-    second: str
-    rate: float
-    low: float
-    high: float
-    p: float
-    wins: int
-    ties: int
-    losses: int
-    p_corrected: float
-    flip_rate: float
-    abstained: int
-    length_controlled: EqualLength
-    verdict: str
-    prompts_to_settle: int | None
-
-
-class FittedLaw(TypedDict):
-    """`estimators.Law` in numbers; `peak_kl` is None where the law has none within ten times what was reached."""
-
-    kind: str
-    alpha: float
-    beta: float
-    peak_kl: float | None
-    furthest_kl: float
-    residual: float
-    turns: bool
-
-
-class Fall(TypedDict):
-    """Gold lost from the best checkpoint, which has this KL, to the last, with its 95% interval."""
-
-    kl: float
-    mean: float
-    low: float
-    high: float
-
-
-class Peak(TypedDict):
-    """Gold and KL of the best and of the last checkpoint."""
-
-    gold_peak: float
-    kl_at_peak: float
-    gold_last: float
-    kl_last: float
-    last_over_peak: float | None
-
-
-class Curve(Peak):
-    """One setting of an arm, mean over seeds and prompts."""
-
-    setting: float
-    fall: Fall
-
-
-class Best(Choice):
-    """The chosen checkpoint: its gold where it was chosen, and on the other half of the prompts."""
-
-    gold_chosen: float
-    gold_reported: float
-
-
-class Overoptimization(Peak):
-    """The law fitted to an arm or to best-of-n, and why there is none; the other keys are those of trained arms."""
-
-    law: FittedLaw | None
-    law_note: str
-    fall: NotRequired[Fall]
-    settings: NotRequired[list[Curve]]
-    best: NotRequired[Best]
-
-
-class Cost(TypedDict):
-    """What an arm's trials took; PPO's include its reward models."""
-
-    arm: str
-    trials: int
-    seconds_a_trial: float
-    seconds_reward_model: float
-    seconds_all: float
-    tokens_generated: int
-    tokens_trained: int
-    peak_memory_mb: float
-
-
-class TrialAlert(TypedDict):
-    """An alert of the monitor about one trial."""
-
-    trial: str
-    step: int
-    level: str
-    rule: str
-    source: str
-    text: str
-
-
-class MeanGold(TypedDict):
-    """Mean gold with its 95% interval."""
-
-    gold: float
-    low: float
-    high: float
-
-
-class Reply(TypedDict):
-    """What a policy said, with both scores."""
-
-    text: str
-    gold: float
-    proxy: float
-
-
-class SideBySide(TypedDict):
-    """The replies of all policies to one prompt."""
-
-    prompt: str
-    situation: str
-    seed: int
-    replies: dict[str, Reply]
+Row = dict[str, Any]
 
 
 class Report(TypedDict):
-    """`behaviours` is by situation and policy, `overoptimization` by arm; a row of `failed` is `trial` and `why`."""
+    """What was compared and what came out; the comments name the keys of each row.
+
+    KL in nats a reply; `low` to `high` (of a gold: `gold_low`, `gold_high`) is a 95% interval, `_error` a standard error.
+    """
 
     recipe: str
-    provenance: dict[str, Any]
-    setup: Setup
-    fairness: Fairness
-    frontier: list[Checkpoint]
-    equal_kl: list[AtKL]
+    provenance: Row
+    # prompts (their number), seeds, gold, proxy, judge, temperature; for each of `arms` the `key` that it varies and its
+    # `values`, for each of `chosen` the `setting` and `step` that stand for it; chosen_on
+    setup: Row
+    # `shared`: `what` and its `value`; `differs`: `what` and a text for each arm
+    fairness: dict[str, list[dict[str, str]]]
+    # means over the prompts of one policy and seed: arm, setting (or None), seed, step, kl, kl_error, gold, gold_low,
+    # gold_high, proxy, proxy_error, length, eos_rate, last
+    frontier: list[Row]
+    # gold of both arms at one KL: kl, dpo, ppo, difference (PPO's less DPO's), low, high
+    equal_kl: list[Row]
     equal_kl_note: str
-    win_rates: list[Pair]
-    overoptimization: dict[str, Overoptimization]
-    costs: list[Cost]
+    # of `first` over `second`: rate, low, high, p, wins, ties, losses, p_corrected (for the other pairs), flip_rate,
+    # abstained, length_controlled (`LengthControlled`: rate, low, high, overlap, matched, matched_rate or None), verdict,
+    # prompts_to_settle (or None)
+    win_rates: list[Row]
+    # by arm: law (`estimators.Law`: kind, alpha, beta, peak_kl, furthest_kl, residual, turns; peak_kl is None where the law
+    # has none within ten times what was reached) or None and law_note (why); gold_peak, kl_at_peak, gold_last, kl_last,
+    # last_over_peak (or None) of the best and the last checkpoint. Of trained arms alone: fall (gold lost from the best
+    # checkpoint, which has this kl, to the last: mean, low, high), settings (each setting's peak and fall, mean over seeds
+    # and prompts), best (the chosen setting and step, gold_chosen where it was chosen and gold_reported on the other half)
+    overoptimization: dict[str, Row]
+    # of an arm's trials, PPO's with its reward models: arm, trials, seconds_a_trial, seconds_reward_model, seconds_all,
+    # tokens_generated, tokens_trained, peak_memory_mb
+    costs: list[Row]
     dpo_with_ppo_time: str
-    alerts: list[TrialAlert]
-    behaviours: dict[str, dict[str, MeanGold]]
-    replies: list[SideBySide]
+    # of the monitor: trial, step, level, rule, source, text
+    alerts: list[Row]
+    # by situation and policy: mean gold, low, high
+    behaviours: dict[str, dict[str, Row]]
+    # to one prompt: prompt, situation, seed, and for each policy of `replies` its text, gold, proxy
+    replies: list[Row]
+    # trial and why
     failed: list[dict[str, str]]
     conclusion: NotRequired[str]
+
+
+def numbers(of: object, *keys: str) -> Row:
+    """Attributes of a result as keys of a row."""
+    return {key: getattr(of, key) for key in keys}
 
 
 def place(policy: str) -> int:
@@ -232,6 +68,11 @@ def by_order(policies: Iterable[str]) -> list[str]:
 def title(policy: str) -> str:
     """How a policy is written for people: PPO for ppo; anything else as it is."""
     return policy.upper() if policy in ORDER else policy
+
+
+def policies(report: Report) -> list[str]:
+    """Those whose gold is known by situation, in that order."""
+    return by_order({policy for golds in report["behaviours"].values() for policy in golds})
 
 
 def trained(report: Report) -> list[str]:

@@ -72,8 +72,6 @@ def _gold_judge(comparison: Comparison, gold: str | None) -> str:
 
 def _by_gold(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:
     """As the reward model that is gold decides, from the scores that it has given already."""
-    outcomes = [
-        0.5 if a["ids"] == b["ids"] else (1 + np.sign(a["gold"] - b["gold"])) / 2
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    return Judgements([*outcomes], [*outcomes])
+    pairs = zip(ours, theirs, strict=True)
+    outcomes = [0.5 if a["ids"] == b["ids"] else (1 + np.sign(a["gold"] - b["gold"])) / 2 for a, b in pairs]
+    return Judgements(outcomes, outcomes)

@@ -1,13 +1,12 @@
 """The parts of a comparison's pages: heading, sentences, picture and table of each, from the report alone."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.compare.report import MeanGold, Overoptimization, Pair, Report, Setup, SideBySide, by_order, title, trained
+from rlhf.compare.report import Report, Row, by_order, policies, title, trained
 
-Row = Mapping[str, Any]  # of a table: what stands in each column
 ALWAYS = ("Frontier", "Equal KL", "Alerts")  # parts that say something without rows too
 
 
@@ -24,72 +23,41 @@ class Section:
 
 def sections(report: Report) -> list[Section]:
     """What the pages say, in order; a part of which the report has nothing is left out."""
-    alerts = report["alerts"]
+    arms, situations, alerts = report["overoptimization"], report["behaviours"], report["alerts"]
+    names = listed(trained(report))
     parts = [
-        _frontier(report),
-        _equal_kl(report),
-        _win_rates(report),
-        *_over_optimization(report),
-        _behaviours(report),
-        _costs(report),
-        Section("Alerts", "" if alerts else "The monitor of reward hacking raised none.", alerts),
-        Section("Failed trials", rows=report["failed"]),
-        Section("Setup", rows=_setup(report["setup"])),
-        Section("What the arms share", rows=report["fairness"]["shared"]),
-        Section("What differs between the arms", rows=report["fairness"]["differs"]),
-        Section("All checkpoints", rows=report["frontier"]),
-    ]
-    parts = [part for part in parts if part.rows or part.heading in ALWAYS]
-    if report["replies"]:
-        parts.append(Section("Replies side by side", "A score does not show how a reply sounds."))
-    return parts + [_replies(prompt) for prompt in report["replies"]]
-
-
-def _frontier(report: Report) -> Section:
-    return Section(
-        "Frontier",
-        "How much true preference each arm gains for the distance it goes from SFT. Best-of-n trains no policy: of n "
-        "replies of SFT to a prompt it keeps the one that the reward model scores highest.",
-        figure=(
-            "frontier",
-            f"True preference score against the square root of KL from SFT: checkpoints of {listed(trained(report))}, "
-            "SFT and best-of-n.",
-            "Mean of the seeds with the 95% interval over prompts, single seeds faint behind. Markers fill as the setting "
-            "grows; lines follow its checkpoints. Further up is better, further right is further from SFT; best of one is "
-            "SFT.",
+        Section(
+            "Frontier",
+            "How much true preference each arm gains for the distance it goes from SFT. Best-of-n trains no policy: of n "
+            "replies of SFT to a prompt it keeps the one that the reward model scores highest.",
+            figure=(
+                "frontier",
+                f"True preference score against the square root of KL from SFT: checkpoints of {names}, SFT and best-of-n.",
+                "Mean of the seeds with the 95% interval over prompts, single seeds faint behind. Markers fill as the "
+                "setting grows; lines follow its checkpoints. Further up is better, further right is further from SFT; "
+                "best of one is SFT.",
+            ),
         ),
-    )
-
-
-def _equal_kl(report: Report) -> Section:
-    return Section(
-        "Equal KL",
-        "True preference at the same KL (nats a reply), interpolated between checkpoints. The difference is PPO's less "
-        "DPO's; a 95% interval (low to high) that includes 0 leaves open who is better."
-        if report["equal_kl"]
-        else f"Not compared: {report.get('equal_kl_note') or 'no KL was reached by both arms'}",
-        report["equal_kl"],
-    )
-
-
-def _win_rates(report: Report) -> Section:
-    return Section(
-        "Win rates",
-        "The share of prompts on which the first is preferred, a tie a half, with 95% intervals over prompts and seeds; "
-        "p is corrected for all pairs (Holm). At equal length: the rate that would be left if replies were equally long, "
-        "extrapolated where the overlap is near 0.",
-        [_win_rate(row) for row in report["win_rates"]],
-        (
-            "win_rates",
-            "Win rate of each pair with its 95% interval, raw and length-controlled, against one half.",
-            "An interval that crosses the dashed line leaves open who is better.",
+        Section(
+            "Equal KL",
+            "True preference at the same KL (nats a reply), interpolated between checkpoints. The difference is PPO's less "
+            "DPO's; a 95% interval (low to high) that includes 0 leaves open who is better."
+            if report["equal_kl"]
+            else f"Not compared: {report.get('equal_kl_note') or 'no KL was reached by both arms'}",
+            report["equal_kl"],
         ),
-    )
-
-
-def _over_optimization(report: Report) -> list[Section]:
-    arms = report["overoptimization"]
-    return [
+        Section(
+            "Win rates",
+            "The share of prompts on which the first is preferred, a tie a half, with 95% intervals over prompts and seeds; "
+            "p is corrected for all pairs (Holm). At equal length: the rate that would be left if replies were equally "
+            "long, extrapolated where the overlap is near 0.",
+            [_win_rate(row) for row in report["win_rates"]],
+            (
+                "win_rates",
+                "Win rate of each pair with its 95% interval, raw and length-controlled, against one half.",
+                "An interval that crosses the dashed line leaves open who is better.",
+            ),
+        ),
         Section(
             "Over-optimization",
             "The best checkpoint is chosen on one half of the prompts and reported on the other: the first number is "
@@ -98,7 +66,7 @@ def _over_optimization(report: Report) -> list[Section]:
             (
                 "overoptimization",
                 "Gain over SFT of the proxy and of the true preference against the square root of KL: "
-                f"{listed(trained(report))}, fitted law and peak.",
+                f"{names}, fitted law and peak.",
                 "A proxy that rises where the gold falls is being gamed. Mean of the seeds, single seeds faint behind; "
                 "intervals are 95% of the gold, SFT's score taken as it is. With d = sqrt(KL), the law is that of Gao et "
                 "al. 2022.",
@@ -114,41 +82,43 @@ def _over_optimization(report: Report) -> list[Section]:
                 for curve in arms[arm].get("settings", ())
             ],
         ),
+        Section(
+            "By behaviour",
+            "True preference by what the situation asks for, with 95% intervals.",
+            [
+                {"behaviour": situation, **{name: _interval(golds.get(name, {}), "gold") for name in policies(report)}}
+                for situation, golds in situations.items()
+            ],
+            (
+                "behaviours",
+                f"True preference by situation: {listed(situations)}.",
+                "A situation has part of the prompts only.",
+            ),
+        ),
+        Section(
+            "Costs",
+            f"DPO with PPO's time: {report['dpo_with_ppo_time']}" if report.get("dpo_with_ppo_time") else "",
+            report["costs"],
+            (
+                "costs",
+                "Time and tokens of each arm.",
+                "The time of all trials includes the reward models an arm needs.",
+            ),
+        ),
+        Section("Alerts", "" if alerts else "The monitor of reward hacking raised none.", alerts),
+        Section("Failed trials", rows=report["failed"]),
+        Section("Setup", rows=_setup(report["setup"])),
+        Section("What the arms share", rows=report["fairness"]["shared"]),
+        Section("What differs between the arms", rows=report["fairness"]["differs"]),
+        Section("All checkpoints", rows=report["frontier"]),
     ]
+    parts = [part for part in parts if part.rows or part.heading in ALWAYS]
+    if report["replies"]:
+        parts.append(Section("Replies side by side", "A score does not show how a reply sounds."))
+    return parts + [_replies(prompt) for prompt in report["replies"]]
 
 
-def _behaviours(report: Report) -> Section:
-    situations: dict[str, dict[str, MeanGold]] = report["behaviours"]
-    policies = by_order({policy for golds in situations.values() for policy in golds})
-    return Section(
-        "By behaviour",
-        "True preference by what the situation asks for, with 95% intervals.",
-        [
-            {"behaviour": situation} | {policy: _interval(golds.get(policy, {}), "gold") for policy in policies}
-            for situation, golds in situations.items()
-        ],
-        (
-            "behaviours",
-            f"True preference by situation: {listed(situations)}.",
-            "A situation has part of the prompts only.",
-        ),
-    )
-
-
-def _costs(report: Report) -> Section:
-    return Section(
-        "Costs",
-        f"DPO with PPO's time: {report['dpo_with_ppo_time']}" if report.get("dpo_with_ppo_time") else "",
-        report["costs"],
-        (
-            "costs",
-            "Time and tokens of each arm.",
-            "The time of all trials includes the reward models an arm needs.",
-        ),
-    )
-
-
-def _win_rate(row: Pair) -> Row:
+def _win_rate(row: Row) -> Row:
     equal = row.get("length_controlled") or {}
     verdict = re.sub(r" \([^)]*\)", "", row["verdict"])  # its numbers are cells of their own
     return {
@@ -164,7 +134,7 @@ def _win_rate(row: Pair) -> Row:
     }
 
 
-def _over(arm: str, over: Overoptimization) -> Row:
+def _over(arm: str, over: Row) -> Row:
     law, best = over["law"], over.get("best")
     bend = "d" if law and law["kind"] == "best-of-n" else "log d"
     sign = "+" if law and law["beta"] < 0 else "-"
@@ -184,7 +154,7 @@ def _over(arm: str, over: Overoptimization) -> Row:
     }
 
 
-def _setup(setup: Setup) -> list[Row]:
+def _setup(setup: Row) -> list[Row]:
     values = {key: cell(setup[key]) for key in ("prompts", "gold", "proxy", "judge", "temperature")}
     values["seeds"] = listed(setup["seeds"])
     values |= {f"{title(arm)} varies {knob['key']}": listed(knob["values"]) for arm, knob in setup["arms"].items()}
@@ -194,23 +164,21 @@ def _setup(setup: Setup) -> list[Row]:
     return [{"what": what, "value": value} for what, value in values.items()]
 
 
-def _replies(prompt: SideBySide) -> Section:
-    replies = {policy: prompt["replies"][policy] for policy in by_order(prompt["replies"])}
+def _replies(prompt: Row) -> Section:
     about = ", ".join(filter(None, [prompt.get("situation"), f"seed {prompt['seed']}"]))
-    rows = [
-        {"policy": policy, "reply": reply["text"] or "(nothing)", "gold": reply["gold"], "proxy": reply["proxy"]}
-        for policy, reply in replies.items()
-    ]
+    rows = []
+    for policy in by_order(prompt["replies"]):
+        said = prompt["replies"][policy]
+        rows.append(
+            {"policy": policy, "reply": said["text"] or "(nothing)", "gold": said["gold"], "proxy": said["proxy"]}
+        )
     return Section(f"{prompt['prompt']} ({about})", rows=rows, level=3)
 
 
-def cells(rows: Iterable[Row]) -> list[list[str]]:
+def cells(rows: Sequence[Row]) -> list[list[str]]:
     """Rows with the same keys as text, the keys as the head."""
-    rows = list(rows)
-    return [
-        [title(key).replace("_", " ") for key in rows[0]],
-        *([cell(value) for value in row.values()] for row in rows),
-    ]
+    head = [title(key).replace("_", " ") for key in rows[0]]
+    return [head, *([cell(value) for value in row.values()] for row in rows)]
 
 
 def cell(value: Any) -> str:

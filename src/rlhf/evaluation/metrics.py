@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from rlhf.evaluation.samples import Sample
+from rlhf.evaluation.samples import Sample, situation
 
 DEFINITIONS = {
     "gold_score": "mean true preference score of the replies, as the dataset's annotator gives it",
@@ -67,7 +67,6 @@ def by_situation(samples: Sequence[Sample], key: str) -> dict[str, float]:
     """Mean of `key` for each situation that the facts name."""
     groups: dict[str, list[float]] = {}
     for sample in samples:
-        situation = (sample.get("facts") or {}).get("situation")
-        if situation is not None and sample.get(key) is not None:
-            groups.setdefault(situation, []).append(float(sample[key]))
-    return {situation: mean(values) for situation, values in sorted(groups.items())}
+        if (kind := situation(sample)) and sample.get(key) is not None:
+            groups.setdefault(kind, []).append(float(sample[key]))
+    return {kind: mean(values) for kind, values in sorted(groups.items())}

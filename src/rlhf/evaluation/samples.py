@@ -44,6 +44,11 @@ def column(samples: Iterable[Sample], key: str) -> np.ndarray:
     return np.array([float(sample[key]) for sample in samples])
 
 
+def situation(sample: Sample) -> str:
+    """What its prompt is about, as the facts name it; empty where they don't."""
+    return (sample.get("facts") or {}).get("situation") or ""
+
+
 def write_samples(folder: Path, step: int, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
     path = folder / SAMPLES
