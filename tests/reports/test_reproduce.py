@@ -2,13 +2,15 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
 
-from rlhf.config import REPO, Expected
+from rlhf.config import REPO, Expected, compose_config, to_stage
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.reports.reproduce import into, measured, settle, verdict
+from rlhf.runs.pipeline import Pipeline
 
 STATED = [("sft", "gold_score"), ("reward", "accuracy_true")]
 STATED += [(stage, metric) for stage in ("dpo", "ppo") for metric in ("gold_score", "win_rate_vs_sft")]  # of support
@@ -100,17 +102,59 @@ def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
 
-def test_the_index_is_up_to_date_and_says_what_was_not_run(tmp_path):
+def test_the_index_is_up_to_date_narrow_and_says_what_was_measured(tmp_path):
     copy = tmp_path / "README.md"
     shutil.copy(REPO / "recipes/README.md", copy)
     assert not into(copy), "python src/reproduce.py page=recipes/README.md"
-    lines = copy.read_text().partition("<!-- recipes -->")[2].partition("<!-- /recipes -->")[0].strip().splitlines()[2:]
-    recipes = {path.parent.name for path in REPO.glob("recipes/*/*.yaml")}
-    assert {line.split("]")[0].lstrip("| [") for line in lines} == recipes and len(recipes) == 13
-    kept = {path.parent.name for path in REPO.glob("recipes/*/reproduction.json")}
-    assert sum("not run on the real weights" in line for line in lines) == len(recipes - kept)
+    assert max(map(len, copy.read_text().splitlines())) <= 110
+    recipes = sorted({path.parent.name for path in REPO.glob("recipes/*/*.yaml")})
+    (head, *planned), ((*_, here, verdict), *rows) = tables(copy)
+    assert head == ["recipe", "base model", "base", "sft", "reward", "dpo", "ppo"]
+    assert [row[0] for row in planned] == [f"[{recipe}]" for recipe in recipes] and len(recipes) == 13
+    for name, _, *sizes in planned:
+        stages = {path.stem for path in (REPO / "recipes" / name.strip("[]")).glob("*.yaml")}
+        assert {stage for stage, size in zip(head[2:], sizes, strict=True) if size} == stages, name
+    measured_here = {row[0].partition("/")[0] for row in rows if row[4] or row[5]}
+    assert (here, verdict) == ("here", "verdict")
+    assert measured_here == {path.parent.name for path in REPO.glob("recipes/*/reproduction.json")} == {"support"}
     copy.write_text(copy.read_text().replace("0.628", "0.9"))
     assert into(copy) and not into(copy)
     copy.write_text("no markers")
     with pytest.raises(ConfigError, match="lacks the markers <!-- recipes --> and <!-- /recipes -->\n  fix: add both"):
         into(copy)
+
+
+def test_the_index_has_every_number_that_a_recipe_states_or_kept():
+    _, (_, *rows) = tables(REPO / "recipes/README.md")
+    legend = dict(re.findall(r"^- ([A-Z]): (.+)$", (REPO / "recipes/README.md").read_text(), re.MULTILINE))
+    found = {(place, metric): rest for place, metric, *rest in rows}
+    stated = {}
+    for file in sorted(REPO.glob("recipes/*/*.yaml")):
+        kept = file.parent / "reproduction.json"
+        here = {(r["stage"], r["metric"]): r for r in json.loads(kept.read_text())["rows"]} if kept.exists() else {}
+        stage = to_stage(compose_config([f"recipe={file.parent.name}/{file.stem}"]))
+        for metric, e in stage.expect.items():
+            row = here.get((file.stem, metric), {"measured": None})
+            told = ["", ""] if row["measured"] is None else [f"{row['measured']:.4g}", row["verdict"]]
+            stated[f"{file.parent.name}/{file.stem}", metric] = (e, told)
+    assert found.keys() == stated.keys() and len(rows) == len(found) == 55
+    for key, (expected, told) in stated.items():
+        number, band, *measured_here = found[key]
+        assert float(number) == expected.published and measured_here == told, key
+        if expected.needs:
+            assert legend[band.removeprefix("needs ")] == expected.needs, key
+        else:
+            assert [float(end) for end in band.split("..")] == [expected.low, expected.high], key
+
+
+def tables(page):
+    """The cells of each table of a page, without the line below the head."""
+    blocks = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE)]
+    return [[[cell.strip() for cell in line[1:-1].split("|")] for line in (head, *rows)] for head, _, *rows in blocks]
+
+
+def test_stages_run_after_those_they_need_and_otherwise_in_the_order_of_their_methods():
+    assert Pipeline("support", []).order == ["base", "sft", "reward", "dpo", "ppo"]
+    assert Pipeline("zephyr-7b", []).order == ["sft", "reward", "dpo", "ppo"]
+    with pytest.raises(ConfigError, match="method.name=pp is not one of sft, reward, dpo, ppo; did you mean ppo"):
+        Pipeline("support", ["ppo.method.name=pp"])

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import files
-from rlhf.config import REPO, Expected, Stage, compose_config, options, to_stage
+from rlhf.config import REPO, Expected, Stage, options
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.output.tables import between_markers, grid
 from rlhf.runs import record
-from rlhf.runs.pipeline import Pipeline, stages_of
+from rlhf.runs.pipeline import Pipeline
 
 SAVED = "reproduction.json"
 
@@ -96,73 +96,56 @@ def keep(plan: Pipeline) -> Path:
 
 
 def index() -> str:
-    """The table of all recipes: stages, cost as published, published numbers, and what was measured here."""
-    lines = [
-        "| recipe | stages | base | machine, hours as published | memory of a device, planned | published | measured here |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for recipe in sorted({option.rpartition("/")[0] for option in options("recipes")}):
-        stages = {name: to_stage(compose_config([f"recipes={recipe}/{name}"])) for name in stages_of(recipe)}
-        names = sorted(
-            stages, key=lambda n: (("base", "sft", "reward", "dpo", "ppo").index(n) if n in stages else 9, n)
-        )
-        published = [_stated(name, metric, e) for name in names for metric, e in stages[name].expect.items()]
-        cells = [
-            f"[{recipe}]({recipe}/)",
-            ", ".join(names),
-            _base(stages[names[-1]]),
-            _cost({name: stages[name] for name in names}),
-            _memory(recipe, tuple(names)),
-            "<br>".join(published) or "no number",
-            _measured_here(recipe),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """The tables of all recipes: the memory of their stages, and their published numbers with what was measured here."""
+    recipes = sorted({name.rpartition("/")[0] for name in options("recipes")})
+    plans = {recipe: Pipeline(recipe, []) for recipe in recipes}
+    longest = sorted(plans.values(), key=lambda plan: -len(plan.order))
+    columns = list(dict.fromkeys(name for plan in longest for name in plan.order))
+    sizes, lacking = [["recipe", "base model", *columns]], {}
+    rows = [["recipe/stage", "metric", "published", "band", "here", "verdict"]]
+    for recipe, plan in plans.items():
+        planned = [f"{_gigabytes(f'{recipe}/{name}'):.1f}" if name in plan.order else "" for name in columns]
+        sizes.append([f"[{recipe}]", _base(plan.stage(plan.order[-1])), *planned])
+        for name in plan.order:
+            for metric, expected in plan.stage(name).expect.items():
+                cells = f"{expected.published:g}", _held_against(expected, lacking)
+                rows.append([f"{recipe}/{name}", metric, *cells, *_measured_here(recipe, name, metric)])
+    links = "\n".join(f"[{recipe}]: {recipe}/" for recipe in plans)
+    legend = "\n".join(f"- {letter}: {what}" for what, letter in lacking.items())
+    return f"{grid(sizes)}\n\n{links}\n\n{grid(rows)}\n\n{legend}"
 
 
 def _base(stage: Stage) -> str:
-    return (
-        "from scratch"
-        if stage.model.init or str(stage.model.path).startswith(stage.run.root)
-        else str(stage.model.path)
-    )
-
-
-def _cost(stages: dict[str, Stage]) -> str:
-    machines: dict[str, list[str]] = {}
-    for name, stage in stages.items():
-        if stage.source.hardware:
-            hours = f" {stage.source.hours:g} h" if stage.source.hours else ""
-            machines.setdefault(stage.source.hardware, []).append(name + hours)
-    return "<br>".join(f"{machine}: {', '.join(names)}" for machine, names in machines.items()) or "-"
+    """The name of the base without who published it."""
+    own = stage.model.init or str(stage.model.path).startswith(stage.run.root)
+    return "from scratch" if own else str(stage.model.path).rpartition("/")[2]
 
 
 @functools.cache
-def _memory(recipe: str, names: tuple[str, ...]) -> str:
-    """What src/plan.py says of each stage as the recipe has it."""
+def _gigabytes(stage: str) -> float:
+    """What src/plan.py says of a stage as its recipe has it."""
     from rlhf.preflight.plan import resolve
 
-    return ", ".join(f"{name} {resolve([f'recipes={recipe}/{name}']).gigabytes:.1f}" for name in names) + " GB"
+    return resolve([f"recipes={stage}"]).gigabytes
 
 
-def _stated(name: str, metric: str, expected: Any) -> str:
-    band = f" [{expected.low:g}, {expected.high:g}]" if expected.low is not None else f" (needs {expected.needs})"
-    return f"{name} {metric} {expected.published:g}{band}"
+def _held_against(expected: Expected, lacking: dict[str, str]) -> str:
+    """The band, or a letter for what it needs; `lacking` gets a letter for each new need."""
+    if expected.needs is None:
+        return f"{expected.low:g}..{expected.high:g}"
+    return f"needs {lacking.setdefault(expected.needs, chr(ord('A') + len(lacking)))}"
 
 
-def _measured_here(recipe: str) -> str:
+def _measured_here(recipe: str, name: str, metric: str) -> tuple[str, str]:
+    """The value and the verdict that a commit keeps beside the recipe; empty where it was not measured."""
     kept = REPO / "recipes" / recipe / SAVED
-    if not kept.is_file():
-        return "not run on the real weights"
-    rows = json.loads(kept.read_text())["rows"]
-    found = [
-        f"{r['stage']} {r['metric']} {r['measured']:.4g}, {r['verdict']}" for r in rows if r["measured"] is not None
-    ]
-    return "<br>".join(found) or "nothing measured"
+    rows = json.loads(kept.read_text())["rows"] if kept.is_file() else []
+    found = [r for r in rows if (r["stage"], r["metric"]) == (name, metric) and r["measured"] is not None]
+    return (f"{found[0]['measured']:.4g}", found[0]["verdict"]) if found else ("", "")
 
 
 def into(readme: Path) -> bool:
-    """Replace what stands between the markers by the index; whether anything changed."""
+    """Replace what stands between the markers by `index()`; whether anything changed."""
     return between_markers(readme, "recipes", index())
 
 

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
 from rlhf.errors import ConfigError, Refusal, nearest
+from rlhf.methods import METHODS
 from rlhf.preflight.hub import check_repositories
 from rlhf.preflight.settings import check_settings
 from rlhf.runs import record
@@ -33,9 +35,7 @@ class Pipeline:
                 compose_config([f"recipes={recipe}/{names[0]}", override])  # raises, with the reason
                 raise ConfigError(f"{override}: no stage of {recipe} knows this key\n  stages: {', '.join(names)}")
         self.configs = {name: compose_config([f"recipes={recipe}/{name}", *self.overrides[name]]) for name in names}
-        self.order = [
-            name for name in _ordered({n: needs(self.configs[n]) for n in names}, recipe) if not only or name in only
-        ]
+        self.order = [name for name in _ordered(self.configs, recipe) if not only or name in only]
         for name in self.order:
             check_settings(self.stage(name), planned=self.order)
 
@@ -92,8 +92,10 @@ def _knows(recipe: str, name: str, override: str) -> bool:
     return True
 
 
-def _ordered(edges: dict[str, list[str]], recipe: str) -> list[str]:
-    """Stages after the stages they need; raises on an unknown stage and on a cycle."""
+def _ordered(configs: dict[str, DictConfig], recipe: str) -> list[str]:
+    """Stages after those they need, by the order of their methods in METHODS; raises on an unknown stage and on a cycle."""
+    edges = {name: needs(cfg) for name, cfg in configs.items()}
+    place = {name: [*METHODS, cfg.method.name].index(cfg.method.name) for name, cfg in configs.items()}
     for name, needed in edges.items():
         for other in needed:
             if other not in edges:
@@ -107,7 +109,7 @@ def _ordered(edges: dict[str, list[str]], recipe: str) -> list[str]:
             raise ConfigError(
                 f"recipes/{recipe}: these stages wait for each other: {', '.join(n for n in edges if n not in order)}"
             )
-        order += sorted(ready, key=lambda name: (name == "ppo", name))
+        order += sorted(ready, key=lambda name: (place[name], name))
     return order
 
 
