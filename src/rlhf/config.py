@@ -6,6 +6,7 @@ typo or a wrong type is refused while the config is composed. `method.args`, `ad
 
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rlhf.errors import ConfigError
 from rlhf.files import FINAL
@@ -260,9 +262,16 @@ def to_stage(cfg: DictConfig) -> Stage:
 
 
 def read_stage(folder: Path) -> Stage:
-    """The configuration that a run left in its folder."""
+    """The configuration that a run left in its folder; raises ConfigError, with the run's command, if it is of another schema."""
     stored = OmegaConf.load(folder / "config.yaml")
-    return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
+    try:
+        return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
+    except OmegaConfBaseException as error:
+        again = " ".join(json.loads((folder / "run.json").read_text())["command"])
+        raise ConfigError(
+            f"{folder}/config.yaml: {error.full_key} is not read by this version ({str(error).splitlines()[0]})\n"
+            f"  fix: make the run again: {again} run.overwrite=true"
+        ) from error
 
 
 def needs(cfg: DictConfig) -> list[str]:
