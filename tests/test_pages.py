@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rlhf.config import GROUPS, REPO, options
-from rlhf.reports import pages
+from docs import make as pages
 
 
 def between(page: str, mark: str) -> str:
@@ -17,7 +17,7 @@ def between(page: str, mark: str) -> str:
     [("docs/architecture.md", "rooms", pages.rooms), ("docs/configuration.md", "options", pages.configuration)],
 )
 def test_the_made_parts_are_up_to_date(page, mark, make):
-    assert between(page, mark) == make(), "python -m rlhf.reports.pages writes them again"
+    assert between(page, mark) == make(), "python docs/make.py writes them again"
 
 
 def test_every_option_has_a_purpose():

@@ -1,8 +1,8 @@
 """The parts of docs/ that are made from the code: the rooms with their imports, and every option of conf/.
 
-  python -m rlhf.reports.pages
+  python docs/make.py
 
-writes them between the markers of docs/architecture.md and docs/configuration.md. No heavy import.
+writes them between the markers of docs/architecture.md and docs/configuration.md. Needs the editable install.
 """
 
 import ast
