@@ -13,13 +13,24 @@ from rlhf.output.tables import between_markers
 
 PACKAGE = REPO / "src/rlhf"
 # a room may import from those before it
-ROOMS = (
-    *("errors", "files", "process", "config", "fields", "support", "output", "data", "models", "generation", "rewards"),
-    *(
+ROOMS = tuple(
+    [
+        "errors",
+        "methods",
+        "files",
+        "process",
+        "config",
+        "fields",
+        "support",
+        "output",
+        "data",
+        "models",
+        "generation",
+        "rewards",
         "evaluation",
         "monitor",
         "ppo",
-        "methods",
+        "methods.*",
         "preflight",
         "runs",
         "reports",
@@ -27,7 +38,7 @@ ROOMS = (
         "benchmark",
         "chat",
         "door",
-    ),
+    ]
 )
 
 
@@ -39,7 +50,9 @@ def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 graph[name] |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("rlhf.")}
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rlhf":
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}: imports are absolute"
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "rlhf":
                 below = [f"{node.module}.{alias.name}".partition(".")[2] for alias in node.names]
                 graph[name] |= {b if b in files else str(node.module).partition(".")[2] for b in below}
     return graph
@@ -52,7 +65,9 @@ def name_of(file: Path, package: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    return module.partition(".")[0]
+    """The first part of a module's name. The table of methods holds strings alone: it is a room below all that read it, and
+    below its pages."""
+    return "methods.*" if module.startswith("methods.") else module.partition(".")[0]
 
 
 def rooms() -> str:
@@ -66,16 +81,29 @@ def rooms() -> str:
     for room in ROOMS:  # imports run one way, so that what is below is known already
         reach[room] = set().union(below[room], *(reach[other] for other in below[room]))
     arrows = [
-        f"  {room} --> {other}"
+        f"  {_node(room)} --> {_node(other)}"
         for room in reversed(ROOMS)
         for other in sorted(below[room])
         if not any(other in reach[between] for between in below[room] - {other})
     ]
-    lines = [f"- `{room}{'/' if (PACKAGE / room).is_dir() else '.py'}`: {_sentence(room)}" for room in ROOMS]
+    lines = [f"- `{_file(room)}`: {_sentence(room)}" for room in ROOMS]
     return "\n".join(["```mermaid", "flowchart TD", *arrows, "```", "", *lines])
 
 
+def _node(room: str) -> str:
+    """The two rooms of methods/ are its table and its pages."""
+    return {"methods": 'table["methods: table"]', "methods.*": 'pages["methods: pages"]'}.get(room, room)
+
+
+def _file(room: str) -> str:
+    if room.startswith("methods"):
+        return "methods/*.py" if room.endswith("*") else "methods/__init__.py"
+    return f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py"
+
+
 def _sentence(room: str) -> str:
+    if room == "methods.*":
+        return "A page a method: what its trainer is built from, and how its settings become the trainer's arguments."
     file = PACKAGE / room / "__init__.py" if (PACKAGE / room).is_dir() else PACKAGE / f"{room}.py"
     return str(ast.get_docstring(ast.parse(file.read_text()))).partition("\n\n")[0].replace("\n", " ")
 
