@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rlhf import files
 from rlhf.compare.trials import Comparison, Trial, threads
@@ -25,6 +25,7 @@ from rlhf.process import die_with_parent
 from rlhf.runs import record
 
 Prompt = dict[str, Any]  # a row of the test set
+Scores = Sequence[float]
 Score = Callable[[Sequence[Sample]], list[float]]
 KEPT = ("prompt", "prompt_ids", "messages", "reference", "facts", "reply", "ids", "length", "ended")
 POOL = 16  # samples of the SFT model to each prompt that best-of-n draws from
@@ -50,14 +51,7 @@ class Replies:
         return load_judge(name, self.stage, None if name == "annotator" else self.tokenizer, self.comparison.folder)
 
     def score(self, name: str) -> Score:
-        judge = self.judge(name)
-
-        def scores(samples: Sequence[Sample]) -> list[float]:
-            found = judge.scores(samples)
-            assert found is not None  # run() lets nobody score who can only compare
-            return found
-
-        return scores
+        return cast(Score, self.judge(name).scores)  # run() lets nobody score who can only compare
 
     @cached_property
     def gold(self) -> Score:
@@ -68,15 +62,15 @@ class Replies:
 
     def pool(self, seed: int) -> list[Sample]:
         """`prompts * (POOL + seeds)` samples of the SFT model, prompt by prompt, scored by the reward model of `seed`."""
-        return _read(self.folder / f"sft-seed{seed}.jsonl")
+        return _read(self._pool_file(seed))
 
     def make(self, trials: Sequence[Trial], jobs: int = 1) -> None:
         """Draw and score what is missing, `jobs` policies at a time.
 
         Raises DataError without test prompts, GuardStop for a score that is not a number.
         """
-        wanted = [t for t in trials if t.arm != "reward" and any(not self._is_there(t, s) for s, _ in t.checkpoints())]
-        pools = [seed for seed in self.comparison.seeds if not self._pool_is_there(seed)]
+        wanted = [trial for trial in trials if trial.arm != "reward" and self._missing(trial)]
+        pools = [s for s in self.comparison.seeds if _key_of(self._pool_file(s)) != self._key(None, s)]
         if not wanted and not pools:
             return
         from rlhf.data.prepare import test_prompts
@@ -121,44 +115,44 @@ class Replies:
         return "sft"
 
     def _draw_pools(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> None:
-        from rlhf.evaluation.evaluate import about, answer
+        from rlhf.models.shared import load_roles
 
-        roles, _ = self._roles({"policy": self.start}, None)
-        rows = [row for row in prompts for _ in range(POOL + len(self.comparison.seeds))]
-        drawn = answer(self.stage, self.tokenizer, roles["policy"], [row["input_ids"] for row in rows], temperature=1.0)
-        samples = [sample | about(row) for sample, row in zip(drawn, rows, strict=True)]
+        policy = load_roles(self.stage, self.tokenizer, {"policy": self.start})["policy"]
+        samples = self._sample(policy, [row for row in prompts for _ in range(POOL + len(self.comparison.seeds))])
         golds = self.gold(samples)
         for seed in seeds:
             _, reward = self._roles({}, seed)
-            _write(self.folder / f"sft-seed{seed}.jsonl", self._key(None, seed), "sft", samples, golds, reward(samples))
+            _write(self._pool_file(seed), self._key(None, seed), "sft", samples, golds, reward(samples))
 
     def _draw_trial(self, trial: Trial, rows: Sequence[Prompt]) -> None:
-        from rlhf.evaluation.evaluate import about, answer, reply_kl
+        from rlhf.evaluation.evaluate import reply_kl
 
-        missing = {f"step{step}": folder for step, folder in trial.checkpoints() if not self._is_there(trial, step)}
+        missing = {f"step{step}": folder for step, folder in self._missing(trial).items()}
         together = self.stage.adapter.name != "none"  # adapters share a base, whole models would not fit side by side
-        prompts = [row["input_ids"] for row in rows]
+        prompts, key = [row["input_ids"] for row in rows], self._key(trial, trial.seed)
         for group in [missing] if together else [{name: folder} for name, folder in missing.items()]:
             roles, reward = self._roles(group | {"reference": self.start}, trial.seed)
             for name in group:
-                drawn = answer(self.stage, self.tokenizer, roles[name], prompts, temperature=1.0)
-                samples = [sample | about(row) for sample, row in zip(drawn, rows, strict=True)]
+                samples = self._sample(roles[name], rows)
                 ids = [s["ids"] for s in samples]
                 kls = reply_kl(self.stage, self.tokenizer, roles[name], roles["reference"], prompts, ids)
                 file = self._file(trial, int(name.removeprefix("step")))
-                _write(
-                    file, self._key(trial, trial.seed), trial.name, samples, self.gold(samples), reward(samples), kls
-                )
+                _write(file, key, trial.name, samples, self.gold(samples), reward(samples), kls)
 
-    def _roles(self, folders: dict[str, Path], seed: int | None) -> tuple[dict[str, Any], Score]:
+    def _sample(self, role: Any, rows: Sequence[Prompt]) -> list[Sample]:
+        from rlhf.evaluation.evaluate import about, answer
+
+        drawn = answer(self.stage, self.tokenizer, role, [row["input_ids"] for row in rows], temperature=1.0)
+        return [sample | about(row) for sample, row in zip(drawn, rows, strict=True)]
+
+    def _roles(self, folders: dict[str, Path], seed: int) -> tuple[dict[str, Any], Score]:
         """Policies by name, and who scores replies as PPO's reward does with this seed."""
         from rlhf.models.shared import load_roles
         from rlhf.rewards.scorers import scorer
 
-        source = None if seed is None else self._reward(seed)
-        if source is None or not is_adapter(source):
-            roles = load_roles(self.stage, self.tokenizer, folders)
-            return roles, self.score(f"reward:{source}") if source else _nobody
+        source = self._reward(seed)
+        if not is_adapter(source):
+            return load_roles(self.stage, self.tokenizer, folders), self.score(f"reward:{source}")
         roles = load_roles(self.stage, self.tokenizer, folders, reward=Path(source))
         score = scorer(self.stage, self.tokenizer, roles["reward"])
         return roles, lambda rows: score([s["prompt_ids"] for s in rows], [s["ids"] for s in rows], []).tolist()
@@ -170,20 +164,18 @@ class Replies:
     def _file(self, trial: Trial, step: int) -> Path:
         return self.folder / f"{trial.name}-step{step}.jsonl"
 
-    def _is_there(self, trial: Trial, step: int) -> bool:
-        return _key_of(self._file(trial, step)) == self._key(trial, trial.seed)
+    def _pool_file(self, seed: int) -> Path:
+        return self.folder / f"sft-seed{seed}.jsonl"
 
-    def _pool_is_there(self, seed: int) -> bool:
-        return _key_of(self.folder / f"sft-seed{seed}.jsonl") == self._key(None, seed)
+    def _missing(self, trial: Trial) -> dict[int, Path]:
+        """Steps and weights of the checkpoints whose replies have not been drawn, or from something else."""
+        key = self._key(trial, trial.seed)
+        return {step: folder for step, folder in trial.checkpoints() if _key_of(self._file(trial, step)) != key}
 
     def _key(self, trial: Trial | None, seed: int) -> str:
         """What the replies in a file follow from: the weights, the reward model, the prompts and how they were asked."""
         stage = self.stage
-        chain = [
-            Path(str(stage.method.start_from)),
-            Path(self._reward(seed)),
-            *([trial.path / files.FINAL] if trial else []),
-        ]
+        chain = [self.start, Path(self._reward(seed)), *([trial.path / files.FINAL] if trial else [])]
         weights = [record.read_run(folder.parent).get("id") or str(folder) for folder in chain]
         asked = (stage.dataset.path, stage.dataset.options, stage.dataset.splits.test, vars(stage.evaluation))
         parts = (weights, asked, POOL + len(self.comparison.seeds), self.gold_name)
@@ -199,10 +191,6 @@ def _start_worker(count: str) -> None:
     quiet()
 
 
-def _nobody(samples: Sequence[Sample]) -> list[float]:
-    raise AssertionError("no seed, so no reward model")
-
-
 def is_adapter(source: str) -> bool:
     """Whether weights are an adapter for the base that all arms share."""
     return (Path(source) / "adapter_config.json").is_file()
@@ -213,9 +201,9 @@ def _write(
     key: str,
     name: str,
     samples: Sequence[Sample],
-    golds: Sequence[float],
-    rewards: Sequence[float],
-    kls: Sequence[float] | None = None,
+    golds: Scores,
+    rewards: Scores,
+    kls: Scores | None = None,
 ) -> None:
     entries: list[dict[str, Any]] = [{"key": key}]
     for index, (sample, gold, reward) in enumerate(zip(samples, golds, rewards, strict=True)):

@@ -1,8 +1,8 @@
 """The trials of a comparison, from the same start and on the same pairs: one for each arm, setting and seed; run if missing."""
 
 import copy
-import functools
 import math
+import operator
 import os
 import re
 import subprocess
@@ -141,7 +141,7 @@ class Comparison:
                 problems.append(f"{key} differs: " + ", ".join(f"{role} {value}" for role, value in values.items()))
         if "reward" in stages:
             for key in (*PAIRS, "splits.train"):
-                ours, theirs = (_pair_key(stages[role], key) for role in ("reward", "dpo"))
+                ours, theirs = (operator.attrgetter(key)(stages[role].dataset) for role in ("reward", "dpo"))
                 if ours != theirs:
                     problems.append(f"dataset.{key} differs, so the pairs do: reward {ours}, dpo {theirs}")
         if problems:
@@ -171,8 +171,8 @@ class Comparison:
         """A trial with these settings: its stage is what composing with them as overrides gives, without composing again."""
         stage = copy.deepcopy(self.planned[arm])
         for key, value in settings.items():
-            *groups, name = key.split(".")
-            group: Any = functools.reduce(getattr, groups, stage)
+            groups, _, name = key.rpartition(".")
+            group: Any = operator.attrgetter(groups)(stage) if groups else stage
             if isinstance(group, dict):
                 group[name] = value
             else:
@@ -221,20 +221,16 @@ class Comparison:
     def _start(self, trial: Trial, jobs: int, waits: "Future[int] | None") -> int:
         if waits is not None and waits.result():
             return 1  # its reward model failed
-        command = ["src/train.py", f"recipe={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
+        words = [f"recipe={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
         if record.state(trial.stage) == "stale":
-            command.append("run.overwrite=true")
+            words.append("run.overwrite=true")
+        command = [sys.executable, str(REPO / "src/train.py"), *words]
+        environment = os.environ | {"OMP_NUM_THREADS": threads(jobs)}
         with self._log(trial).open("a") as log:
-            log.write(f"$ python {' '.join(command)}\n")
+            log.write(f"$ python src/train.py {' '.join(words)}\n")
             log.flush()
-            return subprocess.run(
-                [sys.executable, str(REPO / command[0]), *command[1:]],
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": threads(jobs)},
-                preexec_fn=die_with_parent,
-                check=False,
-            ).returncode
+            done = subprocess.run(command, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent)
+        return done.returncode
 
     def _log(self, trial: Trial) -> Path:
         return self.folder / "logs" / f"{trial.name}.log"
@@ -251,10 +247,6 @@ SAME = {
     "quantization": lambda stage: asdict(stage.quantization),
     "method.start_from": lambda stage: stage.method.start_from,
 }
-
-
-def _pair_key(stage: Stage, key: str) -> object:
-    return stage.dataset.splits.train if key == "splits.train" else getattr(stage.dataset, key)
 
 
 def threads(jobs: int) -> str:
