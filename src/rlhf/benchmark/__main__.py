@@ -1,7 +1,6 @@
 """One measurement in a process of its own, since peak memory is a property of the process.
 
 Called by `compare` as `python -m rlhf.benchmark <folder> <task as JSON>`; its last line is the result as JSON.
-
 """
 
 import contextlib

@@ -39,9 +39,8 @@ def compare_plans(size: Size, *, device: str, threads: int | None, at_once: int 
                 one["planned_mb"] = max(own) / 2**20
                 one["planned_peak_mb"] = max(sum(m.values()) for m in moments) / 2**20
                 found["methods"][method] = one | {"ratio": one["planned_mb"] / one["measured_mb"]}
-                print(
-                    f"{method:8s} {one['planned_mb']:.0f} MB planned, {one['measured_mb']:.0f} MB measured", flush=True
-                )
+                figures = f"{one['planned_mb']:.0f} MB planned, {one['measured_mb']:.0f} MB measured"
+                print(f"{method:8s} {figures}", flush=True)
     return found
 
 

@@ -18,12 +18,8 @@ def worker(folder: str, what: dict[str, Any], threads: int | None) -> Measuremen
     environment = os.environ | {"PYTHONPATH": str(REPO / "src"), "HF_HUB_OFFLINE": "1"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf.benchmark", folder, json.dumps(what)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "rlhf.benchmark", folder, json.dumps(what)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     last = done.stdout.splitlines()[-1:]
     if done.returncode or not last or not last[0].startswith(MARK):
         reason = (done.stderr.strip().splitlines() or ["it was killed, most likely for memory"])[-1]

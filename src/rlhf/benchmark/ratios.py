@@ -10,6 +10,7 @@ from rlhf.benchmark.process import Measurement, worker
 from rlhf.benchmark.workload import Size, Task
 
 PARTS = ("fixed", "natural", "growth", "sft")
+MEMORY = ("above_weights_mb", "weights_mb", "peak_mb")
 
 
 def tasks(parts: Sequence[str], size: Size) -> list[Task]:
@@ -43,8 +44,8 @@ def compare(
 ) -> dict[str, Any]:
     """Measures in alternation, every measurement in a new process, and returns the report without its provenance.
 
-    Each repeat samples with a seed of its own, the same for both. Who comes first changes with every repeat, so that a machine that slows down does not favour anybody. `growth`, which
-    compares memory alone, runs once.
+    Each repeat samples with a seed of its own, the same for both. Who comes first changes with every repeat, so that a
+    machine that slows down does not favour anybody. `growth`, which compares memory alone, runs once.
     """
     found: list[Measurement] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -55,18 +56,11 @@ def compare(
                 one = worker(folder, asdict(replace(task, seed=repeat + 1, rollout_base=rollout_base)), threads)
                 found.append(one)
                 seconds = ", ".join(f"{s:.2f}" for s in one["seconds"])
-                print(
-                    f"{task.name:28s} {seconds} s an update, {one['above_weights_mb']:.0f} MB above the weights",
-                    flush=True,
-                )
-    return ratios(parts, size, found) | {
-        "device": found[0]["device"],
-        "threads": found[0]["threads"],
-        "size": asdict(size),
-        "repeats": repeats,
-        "rollout_base": rollout_base,
-        "measurements": found,
-    }
+                memory = f"{one['above_weights_mb']:.0f} MB above the weights"
+                print(f"{task.name:28s} {seconds} s an update, {memory}", flush=True)
+    report = ratios(parts, size, found) | {"device": found[0]["device"], "threads": found[0]["threads"]}
+    report |= {"size": asdict(size), "repeats": repeats, "rollout_base": rollout_base}
+    return report | {"measurements": found}
 
 
 def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> dict[str, Any]:
@@ -86,7 +80,7 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
         if replies not in parts:
             continue
         theirs, our = (_updates(who, replies, size) for who in ("stock", "ours"))
-        pairs = [_seconds(b) / _seconds(a) for a, b in zip(pick(theirs), pick(our), strict=True)]
+        pairs = [_warm(b["seconds"]) / _warm(a["seconds"]) for a, b in zip(pick(theirs), pick(our), strict=True)]
         stock, ours = summary(pick(theirs), size), summary(pick(our), size)
         report[replies] = {
             "time_ratio": ours["seconds"] / stock["seconds"],
@@ -98,22 +92,18 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
             "ours": ours,
         }
     if "growth" in parts:
-        growth = {
-            who: [memory(_rollout(who, count)) for count in (size.prompts, size.grown)] for who in ("ours", "stock")
-        }
-        report["rollout_growth"] = {
-            "memory_ratio": growth["ours"][1] / growth["ours"][0],
-            "stock_memory_ratio": growth["stock"][1] / growth["stock"][0],
-            "prompts": [size.prompts, size.grown],
-            "above_weights_mb": growth,
-        }
+        prompts = [size.prompts, size.grown]
+        growth = {who: [memory(_rollout(who, count)) for count in prompts] for who in ("ours", "stock")}
+        (few, many), (stock_few, stock_many) = growth["ours"], growth["stock"]
+        found_ratios = {"memory_ratio": many / few, "stock_memory_ratio": stock_many / stock_few}
+        report["rollout_growth"] = found_ratios | {"prompts": prompts, "above_weights_mb": growth}
     if "sft" in parts:
-        tuned, ppo = _tuning(size), _updates("ours", "fixed", size)
+        sft, ppo = ({k: memory(t, k) for k in MEMORY} for t in (_tuning(size), _updates("ours", "fixed", size)))
         report["ppo_over_sft"] = {
-            "memory_ratio": memory(ppo) / memory(tuned),
-            "peak_ratio": memory(ppo, "peak_mb") / memory(tuned, "peak_mb"),
-            "sft": {key: memory(tuned, key) for key in ("above_weights_mb", "weights_mb", "peak_mb")},
-            "ppo": {key: memory(ppo, key) for key in ("above_weights_mb", "weights_mb", "peak_mb")},
+            "memory_ratio": ppo["above_weights_mb"] / sft["above_weights_mb"],
+            "peak_ratio": ppo["peak_mb"] / sft["peak_mb"],
+            "sft": sft,
+            "ppo": ppo,
         }
     return report
 
@@ -124,8 +114,6 @@ def summary(found: Sequence[Measurement], size: Size) -> dict[str, Any]:
     `matrix_share` is the arithmetic of the passes over the rate of a large bf16 matrix product measured in the same
     process: parameters in matrices (2 operations a token and pass, backward through frozen weights as much as forward).
     """
-    middle = lambda key: statistics.median(m[key] for m in found)  # noqa: E731 - a name for four uses
-    seconds = statistics.median(_seconds(m) for m in found)
     tokens = statistics.mean(statistics.mean(m["reply_tokens"]) for m in found)
     phases = {
         name: statistics.median(_warm(m["phases"][name]) for m in found)
@@ -133,14 +121,12 @@ def summary(found: Sequence[Measurement], size: Size) -> dict[str, Any]:
         if all(m["phases"][name] for m in found)
     }
     result: dict[str, Any] = {
-        "seconds": seconds,
+        "seconds": statistics.median(_warm(m["seconds"]) for m in found),
         "processor_seconds": statistics.median(_warm(m["processor_seconds"]) for m in found),
         "phases": phases,
-        "above_weights_mb": middle("above_weights_mb"),
-        "weights_mb": middle("weights_mb"),
-        "peak_mb": middle("peak_mb"),
+        **{key: statistics.median(m[key] for m in found) for key in MEMORY},
         "reply_tokens_mean": tokens,
-        "matrix_tflops": middle("matrix_tflops"),
+        "matrix_tflops": statistics.median(m["matrix_tflops"] for m in found),
     }
     prompts, epochs = found[0]["task"]["prompts"], found[0]["task"]["epochs"]
     if "rollout" in phases:
@@ -155,7 +141,3 @@ def summary(found: Sequence[Measurement], size: Size) -> dict[str, Any]:
 
 def _warm(values: Sequence[float]) -> float:
     return statistics.median(values[1:] or values)
-
-
-def _seconds(measurement: Measurement) -> float:
-    return _warm(measurement["seconds"])

@@ -12,7 +12,7 @@ from rlhf.evaluation.annotators import annotator
 from rlhf.evaluation.evaluate import answer
 from rlhf.evaluation.judges import AnnotatorJudge
 from rlhf.evaluation.metrics import summary
-from rlhf.evaluation.samples import Sample, final_samples
+from rlhf.evaluation.samples import final_samples
 from rlhf.evaluation.statistics import win_rate
 from rlhf.files import FINAL
 from rlhf.models.shared import load_roles
@@ -31,13 +31,13 @@ def compare_recipe(folder: Path) -> dict[str, Any]:
     stage = finished_stage(folder / "ppo")
     judge = annotator(stage.dataset.annotator)
     if judge is None:
-        raise ConfigError(
-            f"{folder}: dataset.annotator=null, so nobody knows the true preference\n  fix: recipe=support"
-        )
+        why = "dataset.annotator=null, so nobody knows the true preference"
+        raise ConfigError(f"{folder}: {why}\n  fix: recipe=support")
     if stage.adapter.name == "none":
         raise ConfigError(f"{folder}: adapter=none, but the comparison is of adapters\n  fix: adapter=lora")
     tokenizer = saved_tokenizer(folder / "ppo" / FINAL)
-    samples = {name: _samples(folder / name) for name in ("sft", "ppo")}
+    finished_stage(folder / "sft")  # refuses a stage that is missing or unfinished
+    samples = {name: final_samples(folder / name) for name in ("sft", "ppo")}
     asked, facts = [s["prompt_ids"] for s in samples["ppo"]], [s["facts"] for s in samples["ppo"]]
     if [s["prompt_ids"] for s in samples["sft"]] != asked:
         raise ConfigError(f"{folder}: sft and ppo were asked different prompts\n  fix: run both stages again")
@@ -61,11 +61,6 @@ def compare_recipe(folder: Path) -> dict[str, Any]:
     }
 
 
-def _samples(folder: Path) -> list[Sample]:
-    finished_stage(folder)  # refuses a stage that is missing or unfinished
-    return final_samples(folder)
-
-
 def _train_stock(stage: Stage, tokenizer: Any, folder: Path, output: Path) -> float:
     """Stock's policy adapter into `output`; returns the seconds it trained.
 
@@ -87,21 +82,14 @@ def _train_stock(stage: Stage, tokenizer: Any, folder: Path, output: Path) -> fl
     data = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
     rows = data.train.select_columns(["input_ids"])
     args = training_arguments(stage)
-    same = set(stage.method.args) | set(SHARED)
     known = {f.name for f in dataclasses.fields(ppo.PPOConfig) if f.init}
-    settings = {name: getattr(args, name) for name in sorted(same & known)}
+    settings = {name: getattr(args, name) for name in sorted({*stage.method.args, *SHARED} & known)}
     settings |= {"output_dir": str(output / "run"), "save_strategy": "no", "stop_token": "eos", "report_to": "none"}
     tokenizer.padding_side = "left"
-    trainer = ppo.PPOTrainer(
-        ppo.PPOConfig(**settings, num_sample_generations=0),
-        tokenizer,
-        adapted(start, False, True),
-        adapted(start, False, False),
-        adapted(scored, True, False),
-        rows,
-        adapted(scored, True, True),
-        eval_dataset=rows,
-    )
+    config = ppo.PPOConfig(**settings, num_sample_generations=0)
+    policy, reference = adapted(start, False, True), adapted(start, False, False)
+    reward, value = adapted(scored, True, False), adapted(scored, True, True)
+    trainer = ppo.PPOTrainer(config, tokenizer, policy, reference, reward, rows, value, eval_dataset=rows)
     began = time.time()
     trainer.train()
     trainer.policy_model.save_pretrained(str(output), save_embedding_layers=False)

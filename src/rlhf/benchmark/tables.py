@@ -70,7 +70,7 @@ def _measured(part: dict[str, Any], name: str, key: str) -> str:
         low, high = part["time_ratio_range"]
         repeats, processor = f"repeats {low:.2f} to {high:.2f}", f"processor time {part['processor_time_ratio']:.2f}"
         return f"{part['ours']['seconds']:.1f} s / {part['stock']['seconds']:.1f} s, {repeats}, {processor}"
-    if name in WHO or "stock" in part:
+    if "stock" in part:
         return f"{part['ours']['above_weights_mb']:.0f} MB / {part['stock']['above_weights_mb']:.0f} MB"
     if name == "rollout_growth":
         few, many = part["above_weights_mb"]["stock" if key.startswith("stock") else "ours"]
@@ -84,11 +84,8 @@ def support_table(found: dict[str, Any]) -> str:
     """What SFT, stock PPO and ours are worth to the annotator."""
     rows = [["", "gold_score", "win_rate_vs_stock", "length", "eos_rate", "seconds"]]
     for name in ("sft", "stock", "ours"):
-        one = found[name]
-        rate = "-"
-        if name == "ours":
-            low, high = found["win_rate_ci"]
-            rate = f"{found['win_rate']:.2f} [{low:.2f}, {high:.2f}]"
+        one, (low, high) = found[name], found["win_rate_ci"]
+        rate = f"{found['win_rate']:.2f} [{low:.2f}, {high:.2f}]" if name == "ours" else "-"
         seconds = f"{one['seconds']:.0f}" if "seconds" in one else "-"
         cells = [f"{one[key]:.2f}" for key in ("gold_score", "length", "eos_rate")]
         rows.append([name, cells[0], rate, *cells[1:], seconds])
@@ -109,11 +106,11 @@ def origin(report: dict[str, Any]) -> str:
     machine, versions = report["machine"], report["versions"]
     dirty = " with uncommitted changes" if report["git"]["dirty"] else ""
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
-    chip = report.get("device", "cpu")
+    chip = f" on {report['device']}" if report.get("device", "cpu") != "cpu" else ""
+    threads = f", {report['threads']} threads" if "threads" in report else ""
     parts = [
-        f"`{' '.join(report['command'])}`" + (f" on {chip}" if chip != "cpu" else ""),
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB"
-        + (f", {report['threads']} threads" if "threads" in report else ""),
+        f"`{' '.join(report['command'])}`{chip}",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB{threads}",
         f"{used}, Python {versions['python']}",
         f"commit {report['git']['commit'][:8]}{dirty}",
     ]

@@ -40,9 +40,8 @@ class Size:
             if getattr(self, key) % self.micro_batch:
                 raise ConfigError(f"{key}={getattr(self, key)} does not split into micro_batch={self.micro_batch}")
         if self.width % self.heads or self.heads % self.kv_heads:
-            raise ConfigError(
-                f"width={self.width}, heads={self.heads}, kv_heads={self.kv_heads} must divide one another"
-            )
+            numbers = f"width={self.width}, heads={self.heads}, kv_heads={self.kv_heads}"
+            raise ConfigError(f"{numbers} must divide one another")
         if NATURAL * self.reply_tokens < 2:
             raise ConfigError(f"reply_tokens={self.reply_tokens} is too short for replies that end; at least 5")
 
@@ -53,27 +52,12 @@ class Size:
         return round(self.layers * (attention + 3 * self.width * self.inner))
 
 
+LIGHT = dict(rank=4, prompts=8, grown=32, prompt_tokens=8, reply_tokens=24, epochs=2, micro_batch=2, rollout_batch=8)
 SIZES = {
     # inner is a multiple of 64: bitsandbytes cannot repack other shapes for the kernel that stock's reward model uses
     "cpu": Size(layers=8, width=512, inner=1344, heads=8, kv_heads=8, vocabulary=32_000),
     "8b": Size(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
-    "tiny": Size(
-        layers=2,
-        width=64,
-        inner=128,
-        heads=4,
-        kv_heads=2,
-        vocabulary=2_000,
-        rank=4,
-        prompts=8,
-        grown=32,
-        prompt_tokens=8,
-        reply_tokens=24,
-        epochs=2,
-        micro_batch=2,
-        rollout_batch=8,
-        updates=1,
-    ),
+    "tiny": Size(layers=2, width=64, inner=128, heads=4, kv_heads=2, vocabulary=2_000, updates=1, **LIGHT),
 }
 
 
@@ -176,12 +160,12 @@ def make(folder: Path, size: Size, device: str) -> Workload:
                 torch.nn.init.normal_(parameter.data, std=0.01)
         peft.save_pretrained(str(folder / name), save_embedding_layers=False)
     # the adapter folder of a sequence classifier: the same layers, and the head beside them
-    weights = load_file(str(folder / "reward" / "adapter_model.safetensors"))
+    stored_weights, stored_config = (folder / "reward" / f"adapter_{x}" for x in ("model.safetensors", "config.json"))
+    weights = load_file(stored_weights)
     weights["base_model.model.score.weight"] = torch.randn(1, size.width) * (size.width + 1) ** -0.5
-    save_file(weights, str(folder / "reward" / "adapter_model.safetensors"), metadata={"format": "pt"})
-    adapter = json.loads((folder / "reward" / "adapter_config.json").read_text())
-    adapter |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    (folder / "reward" / "adapter_config.json").write_text(json.dumps(adapter))
+    save_file(weights, stored_weights, metadata={"format": "pt"})
+    adapter = json.loads(stored_config.read_text()) | {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    stored_config.write_text(json.dumps(adapter))
     return Workload(folder, size, device)
 
 
@@ -208,7 +192,7 @@ def stopping_chance(limit: int) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: who, whether replies end, how many prompts an update, epochs, updates, the sampling seed, and what we sample from."""
+    """One measurement: who, whether replies end, prompts an update, epochs, updates, sampling seed, what we sample from."""
 
     contender: str
     replies: str
