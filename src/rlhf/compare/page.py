@@ -10,6 +10,7 @@ from rlhf.compare.conclusion import conclusion
 from rlhf.compare.figures import draw
 from rlhf.compare.report import Report
 from rlhf.compare.sections import Section, cells, listed, sections
+from rlhf.files import write_text
 from rlhf.output.tables import grid
 
 FOLD = 15  # rows above which a table opens on a click
@@ -21,7 +22,7 @@ def write_pages(folder: Path, report: Report) -> None:
     heading, verdict = f"PPO against DPO on {report['recipe']}", conclusion(report)
     origin = _origin(report["provenance"])
     markdown = [f"# {_plain(heading)}", _plain(verdict), *(_markdown(part, drawn) for part in parts), _plain(origin)]
-    (folder / "report.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     contents = " · ".join(f'<a href="#{_id(p)}">{escape(p.heading)}</a>' for p in parts if p.level == 2)
     html = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -33,7 +34,7 @@ def write_pages(folder: Path, report: Report) -> None:
         *(_html(part, drawn) for part in parts),
         f"<footer>{escape(origin)}</footer>\n</body>\n</html>\n",
     ]
-    (folder / "report.html").write_text("\n".join(html), encoding="utf-8")
+    write_text(folder / "report.html", "\n".join(html))
 
 
 def _origin(provenance: dict[str, Any]) -> str:

@@ -26,9 +26,8 @@ def header(stage: Stage, data: Any) -> None:
     print(rule(f"{stage.run.recipe}/{stage.run.stage}"))
     weights = stage.model.path or f"random {stage.model.init['model_type'] if stage.model.init else ''}"
     start = f" + {stage.method.start_from}" if stage.method.start_from else ""
-    print(
-        f"model    {weights}{start}   {stage.quantization.name}, adapter {stage.adapter.name}, {stage.hardware.precision}"
-    )
+    kind = f"{stage.quantization.name}, adapter {stage.adapter.name}, {stage.hardware.precision}"
+    print(f"model    {weights}{start}   {kind}")
     print(f"method   {stage.method.name}   " + "  ".join(f"{k}={v}" for k, v in stage.method.args.items()))
     for role, ledger in rows.items():
         lost = "".join(f", {n} {reason}" for reason, n in ledger["dropped"].items())

@@ -18,37 +18,21 @@ STYLES = (("--", "s", "#e08e2b"), ("-", "o", "#12305f"), (":", "^", "#3b7a5a"), 
 Interval = tuple[float, float, float]  # a mean and the ends of its interval
 
 
-def curves(path: Path) -> list[Path]:
-    """Draw what metrics.jsonl holds; returns the files written."""
+def curves(path: Path, x: str) -> None:
+    """Draw what metrics.jsonl holds, over its steps, which the axis calls `x`."""
     lines = read_lines(path / METRICS_FILE)
-    written = []
     for name, (label, series) in CURVES.items():
-        found = {}
-        for key, title in series:
-            points = [(line["step"], float(line[key])) for line in lines if key in line]
-            if points:
-                found[title] = points
-        if found:
-            written.append(
-                draw(path / name, found, x="optimizer steps" if "objective" not in series[0][0] else "updates", y=label)
-            )
-    return written
+        found = {key: [(line["step"], float(line[key])) for line in lines if key in line] for key, _ in series}
+        if titled := {title: found[key] for key, title in series if found[key]}:
+            draw(path / name, titled, x=x, y=label)
 
 
 def draw(file: Path, series: dict[str, list[tuple[float, float]]], x: str, y: str) -> Path:
     """One figure with a line a series, labelled axes and a legend."""
     with picture(file, (6, 3.6)) as (_, axes):
         for (title, points), (line, marker, colour) in zip(series.items(), STYLES, strict=False):
-            every = max(1, len(points) // 12)
-            axes.plot(
-                *zip(*points, strict=True),
-                line,
-                marker=marker,
-                color=colour,
-                markevery=every,
-                markersize=4,
-                label=title,
-            )
+            style = {"marker": marker, "color": colour, "markevery": max(1, len(points) // 12), "markersize": 4}
+            axes.plot(*zip(*points, strict=True), line, label=title, **style)
         axes.set(xlabel=x, ylabel=y)
         axes.grid(alpha=0.3)
         axes.legend()

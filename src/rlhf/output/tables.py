@@ -24,9 +24,8 @@ def between_markers(page: Path, mark: str, text: str) -> bool:
     before, start, rest = now.partition(f"<!-- {mark} -->")
     _, end, after = rest.partition(f"<!-- /{mark} -->")
     if not start or not end:
-        raise ConfigError(
-            f"{page} lacks the markers <!-- {mark} --> and <!-- /{mark} -->\n  fix: add both, each on a line"
-        )
+        lacking = f"<!-- {mark} --> and <!-- /{mark} -->"
+        raise ConfigError(f"{page} lacks the markers {lacking}\n  fix: add both, each on a line")
     new = f"{before}{start}\n{text}\n{end}{after}"
     if new != now:
         write_text(page, new)

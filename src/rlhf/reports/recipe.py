@@ -13,6 +13,7 @@ from rlhf.evaluation.judges import AnnotatorJudge
 from rlhf.evaluation.metrics import DEFINITIONS, by_situation, summary
 from rlhf.evaluation.samples import Sample, final_samples
 from rlhf.evaluation.statistics import win_rate
+from rlhf.methods import METHODS
 from rlhf.models.shared import load_roles
 from rlhf.output.console import memory
 from rlhf.output.tables import between_markers, grid
@@ -22,8 +23,6 @@ from rlhf.runs.record import finished_stage
 
 COLUMNS = ("gold_score", "win_rate_vs_sft", "reward_score", "kl", "length", "eos_rate", "distinct_2", "known_words")
 
-SHOWN_PER_SITUATION = 1
-
 
 def report(folder: Path) -> str:
     """Write report.json, report.md and win_rates.png into a recipe's folder; returns the table.
@@ -31,31 +30,18 @@ def report(folder: Path) -> str:
     Raises:
         ConfigError: no finished stage in the folder wrote replies.
     """
-    runs = record.runs(folder)
-    finished = [name for name, run in runs.items() if run.get("status") == "finished"]
-    samples = {name: rows for name in finished if (rows := final_samples(folder / name))}
+    runs = {name: run for name, run in record.runs(folder).items() if run.get("status") == "finished"}
+    samples = {name: rows for name in runs if (rows := final_samples(folder / name))}
     if not samples:
-        raise ConfigError(
-            f"{folder} has no finished stage with replies\n  fix: python src/pipeline.py recipe={folder.name}"
-        )
+        fix = f"python src/pipeline.py recipe={folder.name}"
+        raise ConfigError(f"{folder} has no finished stage with replies\n  fix: {fix}")
     samples, apart = comparable(samples)
-    results = {name: json.loads((folder / name / files.RESULTS_FILE).read_text()) for name in finished}
-    rewards = [name for name in finished if read_stage(folder / name).method.name == "reward"]
+    rewards = [name for name in runs if METHODS[read_stage(folder / name).method.name].leaves == "reward"]
     if rewards:
         _score(folder, samples, folder / rewards[0])
-    found: dict[str, Any] = {}
-    for name in samples:
-        found[name] = summary(samples[name]) | {"gold_by_situation": by_situation(samples[name], "gold")}
-        if name == "sft":
-            found[name]["kl"] = 0.0  # the reference of every KL here is the SFT model itself
-        found[name] |= _against_sft(samples, name, finished_stage(folder / name).dataset.annotator)
-    for name in rewards:
-        keys = ("accuracy", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "held_out_loss")
-        found[name] = {key: results[name][key] for key in keys if key in results[name]}
-    found["costs"] = {
-        name: {key: runs[name][key] for key in ("seconds", *record.PEAKS.values()) if key in runs[name]}
-        for name in finished
-    }
+    found = _measure(folder, samples, rewards)
+    costs = ("seconds", *record.PEAKS.values())
+    found["costs"] = {name: {key: run[key] for key in costs if key in run} for name, run in runs.items()}
     files.write_json(folder / "report.json", found)
     policies = [name for name in samples if "win_rate_ci" in found[name] and name != "sft"]
     if policies:
@@ -70,20 +56,32 @@ def report(folder: Path) -> str:
     return table
 
 
+def _measure(folder: Path, samples: dict[str, list[Sample]], rewards: list[str]) -> dict[str, Any]:
+    """The numbers of each policy and each reward model."""
+    found: dict[str, Any] = {}
+    for name in samples:
+        found[name] = summary(samples[name]) | {"gold_by_situation": by_situation(samples[name], "gold")}
+        if name == "sft":
+            found[name]["kl"] = 0.0  # the reference of every KL here is the SFT model itself
+        found[name] |= _against_sft(samples, name, finished_stage(folder / name).dataset.annotator)
+    for name in rewards:
+        results = json.loads((folder / name / files.RESULTS_FILE).read_text())
+        keys = ("accuracy", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "held_out_loss")
+        found[name] = {key: results[key] for key in keys if key in results}
+    return found
+
+
 def into_readme(readme: Path, folder: Path, table: str) -> None:
     """Replace what stands between the markers by the table and where its numbers come from."""
     runs = list(record.runs(folder).values())
-    seconds = sum(run["seconds"] for run in runs)
-    peaks = {
-        key: max(run[key] for run in runs if key in run)
-        for key in record.PEAKS.values()
-        if any(key in run for run in runs)
-    }
+    minutes, machine = sum(run["seconds"] for run in runs) / 60, runs[0]["machine"]
+    found = {key: [run[key] for run in runs if key in run] for key in record.PEAKS.values()}
+    peaks = {key: max(values) for key, values in found.items() if values}
     origin = (
-        f"`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`: {len(runs)} stages in {seconds / 60:.1f} "
-        f"minutes on {runs[0]['machine']['cores']} cores ({runs[0]['machine']['processor']}), peak memory "
-        f"{memory(peaks)}, commit {runs[0]['git']['commit'][:8]}. Greedy replies to the same "
-        "held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap interval; KL in nats a reply."
+        f"`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`: {len(runs)} stages in {minutes:.1f} minutes on "
+        f"{machine['cores']} cores ({machine['processor']}), peak memory {memory(peaks)}, commit {runs[0]['git']['commit'][:8]}. "
+        "Greedy replies to the same held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap "
+        "interval; KL in nats a reply."
     )
     between_markers(readme, "results", f"{table}\n\n{origin}")
 
@@ -126,11 +124,8 @@ def _against_sft(samples: dict[str, list[Sample]], name: str, who: str | None) -
         return {"win_rate_vs_sft": 0.5, "win_rate_ci": [0.5, 0.5]}
     outcomes = AnnotatorJudge("annotator", judge).compare(samples[name], samples["sft"]).outcomes
     found = win_rate(outcomes)
-    return {
-        "win_rate_vs_sft": found.rate,
-        "win_rate_ci": [found.low, found.high],
-        "wins_ties_losses": [found.wins, found.ties, found.losses],
-    }
+    counts = [found.wins, found.ties, found.losses]
+    return {"win_rate_vs_sft": found.rate, "win_rate_ci": [found.low, found.high], "wins_ties_losses": counts}
 
 
 def _table(found: dict[str, Any], policies: list[str], rewards: list[str]) -> str:
@@ -175,7 +170,7 @@ def _replies(samples: dict[str, list[Sample]]) -> Iterator[str]:
     seen: dict[str, int] = {}
     for index, sample in enumerate(next(iter(samples.values()))):
         situation = (sample.get("facts") or {}).get("situation", "")
-        if seen.get(situation, 0) >= SHOWN_PER_SITUATION and situation:
+        if situation and situation in seen:
             continue
         seen[situation] = seen.get(situation, 0) + 1
         if len(seen) > 5 or (not situation and seen[situation] > 5):

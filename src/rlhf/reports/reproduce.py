@@ -31,17 +31,15 @@ def compare(plan: Pipeline) -> list[dict[str, Any]]:
         stage = plan.stage(name)
         state = record.state(stage)
         if state == "finished":
-            runs[name] = {
-                key: record.read_run(stage.path).get(key) for key in ("id", "seed", "seconds", "machine", "git")
-            }
+            run = record.read_run(stage.path)
+            runs[name] = {key: run.get(key) for key in ("id", "seed", "seconds", "machine", "git")}
         for metric, expected in stage.expect.items():
             value = None
             if state == "finished" and expected.needs is None:
                 value = measured(stage.path, metric)
                 if value is None:
-                    raise ConfigError(
-                        f"{stage.path} left no {metric}, which expect.{metric} names\n  fix: run.overwrite=true"
-                    )
+                    why = f"left no {metric}, which expect.{metric} names"
+                    raise ConfigError(f"{stage.path} {why}\n  fix: run.overwrite=true")
             word = verdict(expected, value)
             if word == "not run" and state == "stale":
                 word = f"not run with these settings ({record.changes(stage)} changed)"
@@ -49,7 +47,9 @@ def compare(plan: Pipeline) -> list[dict[str, Any]]:
     folder = plan.stage(plan.order[0]).path.parent
     if folder.is_dir():
         content = {"recipe": plan.recipe, "overrides": plan.overrides, "rows": rows, "runs": runs}
-        files.write_json(folder / SAVED, content | {"reproduced": _all_inside(rows)})
+        words = [row["verdict"] for row in rows]
+        inside = "reproduced" in words and "outside" not in words
+        files.write_json(folder / SAVED, content | {"reproduced": inside})
     return rows
 
 
@@ -58,7 +58,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = [["stage", "metric", "published", "measured", "band", "verdict"]]
     for row in rows:
         measured = "-" if row["measured"] is None else f"{row['measured']:.4g}"
-        cells.append([row["stage"], row["metric"], f"{row['published']:.4g}", measured, _band(row), row["verdict"]])
+        band = "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g} ({row['band']})"
+        cells.append([row["stage"], row["metric"], f"{row['published']:.4g}", measured, band, row["verdict"]])
     return grid(cells)
 
 
@@ -69,23 +70,8 @@ def settle(recipe: str, rows: list[dict[str, Any]]) -> None:
         raise GuardStop(f"{recipe} is not reproduced: {', '.join(outside)} outside the band")
     if not any(row["verdict"] == "reproduced" for row in rows):
         waiting = [row["stage"] for row in rows if row["verdict"].startswith("not run")]
-        raise GuardStop(
-            f"{recipe}: nothing was measured"
-            + (
-                f"\n  fix: without check=true, to run {', '.join(dict.fromkeys(waiting))}"
-                if waiting
-                else "; see `not checked`"
-            )
-        )
-
-
-def _all_inside(rows: list[dict[str, Any]]) -> bool:
-    words = [row["verdict"] for row in rows]
-    return "reproduced" in words and "outside" not in words
-
-
-def _band(row: dict[str, Any]) -> str:
-    return "-" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g} ({row['band']})"
+        fix = f"\n  fix: without check=true, to run {', '.join(dict.fromkeys(waiting))}"
+        raise GuardStop(f"{recipe}: nothing was measured{fix if waiting else '; see `not checked`'}")
 
 
 def keep(plan: Pipeline) -> Path:
@@ -151,11 +137,8 @@ def into(readme: Path) -> bool:
 
 def measured(folder: Path, metric: str) -> float | None:
     """The value that a finished stage left: of its results, its last log line that has it, or the recipe's report."""
-    found = [
-        json.loads((folder / files.RESULTS_FILE).read_text()),
-        *reversed(files.read_lines(folder / files.METRICS_FILE)),
-    ]
-    report = folder.parent / "report.json"
+    lines, report = files.read_lines(folder / files.METRICS_FILE), folder.parent / "report.json"
+    found = [json.loads((folder / files.RESULTS_FILE).read_text()), *reversed(lines)]
     found += [json.loads(report.read_text()).get(folder.name, {})] if report.is_file() else []
     return next((float(entry[metric]) for entry in found if isinstance(entry.get(metric), int | float)), None)
 

@@ -24,12 +24,11 @@ class Pipeline:
         names = stages_of(recipe)
         for name in only or ():
             if name not in names:
-                raise ConfigError(
-                    f"stages={name} is not a stage of {recipe}{nearest(name, names)}\n  stages: {', '.join(names)}"
-                )
+                hint = f"{nearest(name, names)}\n  stages: {', '.join(names)}"
+                raise ConfigError(f"stages={name} is not a stage of {recipe}{hint}")
         scoped = {name: [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")] for name in names}
         common = [o for o in overrides if o.partition(".")[0] not in names]
-        self.overrides = {name: [*_known(recipe, name, common), *scoped[name]] for name in names}
+        self.overrides = {n: [*(o for o in common if _knows(recipe, n, o)), *scoped[n]] for n in names}
         for override in common:
             if not any(override in known for known in self.overrides.values()):
                 compose_config([f"recipes={recipe}/{names[0]}", override])  # raises, with the reason
@@ -72,12 +71,8 @@ def stages_of(recipe: str) -> list[str]:
     return [option.rpartition("/")[2] for option in options("recipes") if option.rpartition("/")[0] == recipe]
 
 
-def _known(recipe: str, name: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that this stage's configuration has a place for."""
-    return [override for override in overrides if _knows(recipe, name, override)]
-
-
 def _knows(recipe: str, name: str, override: str) -> bool:
+    """Whether the configuration of this stage has a place for the override."""
     try:
         cfg = compose_config([f"recipes={recipe}/{name}", override])
     except (HydraException, OmegaConfBaseException):
@@ -99,16 +94,14 @@ def _ordered(configs: dict[str, DictConfig], recipe: str) -> list[str]:
     for name, needed in edges.items():
         for other in needed:
             if other not in edges:
-                raise ConfigError(
-                    f"recipes/{recipe}/{name}.yaml reads ${{stage:{other}}}, which is not a stage{nearest(other, edges)}"
-                )
+                what = f"${{stage:{other}}}, which is not a stage{nearest(other, edges)}"
+                raise ConfigError(f"recipes/{recipe}/{name}.yaml reads {what}")
     order: list[str] = []
     while len(order) < len(edges):
         ready = [name for name in edges if name not in order and all(other in order for other in edges[name])]
         if not ready:
-            raise ConfigError(
-                f"recipes/{recipe}: these stages wait for each other: {', '.join(n for n in edges if n not in order)}"
-            )
+            waiting = ", ".join(name for name in edges if name not in order)
+            raise ConfigError(f"recipes/{recipe}: these stages wait for each other: {waiting}")
         order += sorted(ready, key=lambda name: (place[name], name))
     return order
 
@@ -136,9 +129,8 @@ def run_stages(plan: Pipeline, names: Sequence[str]) -> int:
             print(f"{plan.recipe}/{name} is finished and unchanged   ({shown})", flush=True)
             continue
         if now == "stale" and record.read_run(stage.path):
-            print(
-                f"{plan.recipe}/{name} runs again: {record.changes(stage) or 'run.overwrite=true'} changed", flush=True
-            )
+            why = record.changes(stage) or "run.overwrite=true"
+            print(f"{plan.recipe}/{name} runs again: {why} changed", flush=True)
         more = ["run.overwrite=true"] if now == "stale" else []
         code = _start(plan.command(name, *more))
         if code:

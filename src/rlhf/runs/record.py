@@ -20,23 +20,20 @@ from rlhf.methods import METHODS
 from rlhf.process import peak_memory_mb
 from rlhf.runs.provenance import provenance, redacted
 
-# keys that change where and how loudly a stage runs, what it is compared with and what stops it, but not its result
-PLACEMENT = ("run", "logging", "source", "expect", "monitor")
+# groups that no result follows from: where and how loudly a stage runs, what it is compared with, and what stops it
+NO_INPUTS = ("run", "logging", "source", "expect", "monitor")
 
 PEAKS = {"cpu": "peak_memory_mb", "gpu": "peak_gpu_memory_mb"}  # in run.json
 
 
 def inputs(stage: Stage) -> dict[str, str]:
     """What a stage's result follows from: its settings, its data, and the finished runs whose weights it reads."""
-    settings = {k: v for k, v in asdict(stage).items() if k not in PLACEMENT}
-    settings["model"] = {**settings["model"], "path": _portable(stage, stage.model.path)}
+    settings = {k: v for k, v in asdict(stage).items() if k not in NO_INPUTS}
+    settings["model"]["path"] = _portable(stage, stage.model.path)
     # only plan.py reads these, so no run goes stale with them
     del settings["model"]["shape"], settings["dataset"]["rows"]
-    settings["method"] = {
-        **settings["method"],
-        "start_from": _portable(stage, stage.method.start_from),
-        "reward_model": [_portable(stage, path) for path in stage.method.reward_models],
-    }
+    settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
+    settings["method"] |= {"reward_model": [_portable(stage, path) for path in stage.method.reward_models]}
     found = {"config": _digest(settings), "data": sources.fingerprint(stage.dataset)}
     for key in _weights(stage):
         if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == FINAL:
@@ -92,19 +89,19 @@ def claim(stage: Stage) -> bool:
     if stage.run.overwrite:
         return False
     now = state(stage)
-    if now == "finished":
-        raise ConfigError(
-            f"{stage.path} holds a finished run\n"
-            "  fix: run.overwrite=true to replace it, or run.stage=<another name> to keep both"
-        )
-    if now == "stale":
-        raise ConfigError(
-            f"{stage.path} holds a run with other inputs ({changes(stage)})\n"
-            "  fix: run.overwrite=true to replace it, or run.stage=<another name> to keep both"
-        )
+    if now in ("finished", "stale"):
+        what = "a finished run" if now == "finished" else f"a run with other inputs ({changes(stage)})"
+        fix = "run.overwrite=true to replace it, or run.stage=<another name> to keep both"
+        raise ConfigError(f"{stage.path} holds {what}\n  fix: {fix}")
     if now == "absent" and stage.path.is_dir() and any(stage.path.iterdir()):
         raise ConfigError(f"{stage.path} is not empty and holds no run of ours\n  fix: run.stage=<another name>")
     return now == "resumable"
+
+
+def discard(stage: Stage) -> None:
+    """Delete what the folder of the stage holds."""
+    if is_main() and stage.path.exists():
+        shutil.rmtree(stage.path)
 
 
 class Record:
@@ -115,8 +112,6 @@ class Record:
         self.started = time.time()
         if not is_main():
             return
-        if not resume and self.path.exists():
-            shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         before = read_run(self.path)
         self.run: dict[str, Any] = {
@@ -155,10 +150,8 @@ class Record:
             self.run["status"] = status
             self.run["seconds"] = round(float(self.run["seconds"]) + time.time() - self.started, 1)
             self.started = time.time()
-            for device, peak in peak_memory_mb().items():
-                key = PEAKS[device]
-                if peak:
-                    self.run[key] = max(self.run.get(key, 0.0), peak)
+            for key, peak in ((PEAKS[device], peak) for device, peak in peak_memory_mb().items() if peak):
+                self.run[key] = max(self.run.get(key, 0.0), peak)
             self._save()
 
     def last_checkpoint(self) -> Path | None:
@@ -182,10 +175,8 @@ def lineage(stage: Stage) -> list[dict[str, str]]:
             chain |= {entry["id"]: entry for entry in run.get("lineage", [])}
             chain[run["id"]] = {"stage": f"{run['recipe']}/{run['stage']}", "id": run["id"]}
         elif path is not None:
-            chain[path] = {
-                "stage": path,
-                "id": str(stage.model.revision or "newest") if path == stage.model.path else "external",
-            }
+            version = str(stage.model.revision or "newest") if path == stage.model.path else "external"
+            chain[path] = {"stage": path, "id": version}
     return list(chain.values())
 
 
@@ -204,13 +195,13 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
             f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
         )
     if run.get("status") != "finished":
+        command, status = " ".join(run["command"]), run.get("status")
         raise ConfigError(
-            f"{folder} has not finished (status: {run.get('status')})\n  fix: start it again with its command: {' '.join(run['command'])}"
+            f"{folder} has not finished (status: {status})\n  fix: start it again with its command: {command}"
         )
     stage = read_stage(folder)
     if METHODS[stage.method.name].leaves == "reward":
         policies = ", ".join(name for name, row in METHODS.items() if row.leaves == "policy")
-        raise ConfigError(
-            f"{folder} is a reward model: it scores replies and writes none\n  fix: a run of one of {policies}"
-        )
+        what = "is a reward model: it scores replies and writes none"
+        raise ConfigError(f"{folder} {what}\n  fix: a run of one of {policies}")
     return stage

@@ -31,6 +31,8 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     trained = resume and record.read_run(stage.path).get("status") == "trained"
     trainer = None if trained else build(stage, tokenizer, data)
 
+    if not resume:
+        record.discard(stage)
     run = record.Record(stage, cfg, resume, overrides)
     run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})
     if stage.model.init is not None and files.is_main():
@@ -49,7 +51,7 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     if files.is_main():
         from rlhf.output.plots import curves
 
-        curves(stage.path)
+        curves(stage.path, "updates" if METHODS[stage.method.name].own_loop else "optimizer steps")
     run.status("finished")
     console.closing(stage, results, run.run)
     return results
@@ -145,9 +147,8 @@ def evaluate(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
     """The numbers of what the stage saved."""
     from rlhf.evaluation.evaluate import evaluate_policy, evaluate_reward
 
-    return {"policy": evaluate_policy, "reward": evaluate_reward}[METHODS[stage.method.name].leaves](
-        stage, tokenizer, data
-    )
+    of = {"policy": evaluate_policy, "reward": evaluate_reward}[METHODS[stage.method.name].leaves]
+    return of(stage, tokenizer, data)
 
 
 def _evaluated(trainer: Any) -> bool:
@@ -158,20 +159,20 @@ def _evaluated(trainer: Any) -> bool:
 
 def _card(stage: Stage, final: Any) -> None:
     """The model card: what this is, from what, and how to make it again."""
-    lines = [entry["stage"] for entry in record.lineage(stage)]
-    meta = ["---", "library_name: peft" if stage.adapter.name == "lora" else "library_name: transformers"]
-    if stage.model.licence:
-        meta.append(f"license: {stage.model.licence}")
-    meta += ["tags: [trl, " + stage.method.name + "]", "---", ""]
-    body = [
-        f"# {stage.run.recipe}/{stage.run.stage}",
-        "",
-        f"Trained with the method `{stage.method.name}` on `{stage.dataset.path}` "
-        f"(licence: {stage.dataset.licence or 'not stated'}), seed {stage.seed}.",
-        "",
-        "Weights it builds on, in order: " + (", ".join(f"`{name}`" for name in lines) or "none") + ".",
-        "",
-        "Settings: `config.yaml` beside this folder; versions, commit and command: `run.json`.",
-        "",
-    ]
-    (final / "README.md").write_text("\n".join(meta + body))
+    library = "peft" if stage.adapter.name == "lora" else "transformers"
+    licence = f"license: {stage.model.licence}\n" if stage.model.licence else ""
+    data = f"`{stage.dataset.path}` (licence: {stage.dataset.licence or 'not stated'})"
+    below = ", ".join(f"`{entry['stage']}`" for entry in record.lineage(stage))
+    (final / "README.md").write_text(f"""---
+library_name: {library}
+{licence}tags: [trl, {stage.method.name}]
+---
+
+# {stage.run.recipe}/{stage.run.stage}
+
+Trained with the method `{stage.method.name}` on {data}, seed {stage.seed}.
+
+Weights it builds on, in order: {below or "none"}.
+
+Settings: `config.yaml` beside this folder; versions, commit and command: `run.json`.
+""")
