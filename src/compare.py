@@ -13,7 +13,6 @@ Exit code 0: all trials are in the report; 1: some failed (the report is of the 
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlhf import door
@@ -34,21 +33,11 @@ class Arguments:
 
 def main(own: Arguments) -> None:
     from rlhf.compare.run import run
+    from rlhf.compare.trials import Comparison
 
-    settings: dict[str, Sequence[float]] = {
-        arm: given for arm, given in (("dpo", own.beta), ("ppo", own.kl_coef)) if given is not None
-    }
-    failed = run(
-        own.recipe,
-        own.overrides,
-        seeds=own.seeds,
-        settings=settings,
-        name=own.name,
-        jobs=own.jobs,
-        judge=own.judge,
-        gold=own.gold,
-    )
-    sys.exit(1 if failed else 0)
+    settings = {"dpo": own.beta, "ppo": own.kl_coef}
+    comparison = Comparison(own.recipe, own.overrides, own.seeds, settings, own.name)
+    sys.exit(1 if run(comparison, own.jobs, own.judge, own.gold) else 0)
 
 
 if __name__ == "__main__":

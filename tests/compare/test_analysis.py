@@ -45,7 +45,7 @@ def make(tmp_path):
                     lift, kl = gain[trial.arm][trial.setting][place], KL[trial.arm][trial.setting][place]
                     rows = [(p, gold[p] + lift + rng.normal(0, 0.3), kl) for p in range(PROMPTS)]
                     write(replies.folder / f"{trial.name}-step{step}.jsonl", rows)
-        return analyze(comparison, replies, trials, _by_gold, "annotator", [])
+        return analyze(replies, trials, _by_gold, "annotator", [])
 
     return make
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.benchmark.instrument import now
 from rlhf.benchmark.workload import EOS, Task, Workload
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -71,8 +72,6 @@ def stock(work: Workload, task: Task) -> Contender:
     generate: Callable[..., Any] = ppo_trainer.batch_generation
 
     def generated(model: Any, queries: Any, *rest: Any) -> Any:
-        from rlhf.benchmark.instrument import now
-
         began = now(work.device)
         found = generate(model, queries, *rest)
         made.phases["rollout"].append(now(work.device) - began)

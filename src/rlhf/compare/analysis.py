@@ -14,7 +14,7 @@ from rlhf.compare.costs import costs, fairness
 from rlhf.compare.curves import Evidence, equal_kl, frontier, overoptimization, table
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.report import Report, Row, numbers
-from rlhf.compare.trials import KNOBS, Comparison, Trial
+from rlhf.compare.trials import KNOBS, Trial
 from rlhf.evaluation.length_control import length_controlled
 from rlhf.evaluation.samples import Sample, situation
 from rlhf.evaluation.statistics import Judgements, estimate, holm, prompts_to_settle, verdict, win_rate
@@ -28,15 +28,10 @@ BySeed = Mapping[int, Sequence[Sample]]
 
 
 def analyze(
-    comparison: Comparison,
-    replies: Replies,
-    trials: Sequence[Trial],
-    compare: Compare,
-    judge: str,
-    failed: Sequence[tuple[Trial, str]],
+    replies: Replies, trials: Sequence[Trial], compare: Compare, judge: str, failed: Sequence[tuple[Trial, str]]
 ) -> Report:
     """The content of report.json; `compare` judges two lists of replies to the same prompts."""
-    evidence = Evidence(comparison, replies, trials)
+    comparison, evidence = replies.comparison, Evidence(replies, trials)
     chosen = {arm: evidence.chosen(arm) for arm in KNOBS}
     arms = {arm: evidence.points[arm][point] for arm, point in chosen.items()}
     policies = {"sft": evidence.sft, **arms, BEST: evidence.best_of_pool}

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.compare.estimators import Kind, at_equal_kl, best_of_n, best_of_n_kl, choose_checkpoint, fit_law
 from rlhf.compare.replies import POOL, Replies
 from rlhf.compare.report import Row, numbers
-from rlhf.compare.trials import KNOBS, Comparison, Trial
+from rlhf.compare.trials import KNOBS, Trial
 from rlhf.evaluation.samples import Sample, column
 from rlhf.evaluation.statistics import Z95, estimate
 
@@ -21,8 +21,8 @@ Point = tuple[float, int]  # setting, step
 class Evidence:
     """The replies of all policies of a comparison, by arm, setting, step and seed; `table` reads numbers off them."""
 
-    def __init__(self, comparison: Comparison, replies: Replies, trials: Sequence[Trial]) -> None:
-        self.comparison, self.seeds = comparison, comparison.seeds
+    def __init__(self, replies: Replies, trials: Sequence[Trial]) -> None:
+        self.seeds = replies.comparison.seeds
         self.trials = [trial for trial in trials if trial.arm != "reward"]
         self.points: dict[str, dict[Point, dict[int, list[Sample]]]] = {arm: {} for arm in KNOBS}
         for trial in self.trials:

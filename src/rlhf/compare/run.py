@@ -6,23 +6,13 @@ import numpy as np
 
 from rlhf import files
 from rlhf.compare.trials import Comparison, Trial, parallel
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, Refusal
 from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judgements
 
 
-def run(
-    recipe: str,
-    overrides: Sequence[str],
-    seeds: Sequence[int],
-    settings: dict[str, Sequence[float]],
-    name: str,
-    jobs: int | None,
-    judge: str | None,
-    gold: str | None,
-) -> list[tuple[Trial, str]]:
+def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str | None) -> list[tuple[Trial, str]]:
     """Returns the trials that failed, and why; raises where there is nothing to compare."""
-    comparison = Comparison(recipe, overrides, seeds, settings, name)
     gold = _gold_judge(comparison, gold)
     jobs = jobs or parallel(comparison.planned["ppo"])
     failed = comparison.run(jobs)
@@ -41,7 +31,7 @@ def run(
     replies.make(trials, jobs)
     judge = judge or gold
     compare = _by_gold if judge == gold != "annotator" else replies.judge(judge).compare
-    report = analyze(comparison, replies, trials, compare, judge, failed)
+    report = analyze(replies, trials, compare, judge, failed)
     report["conclusion"] = conclusion(report)
     files.write_json(comparison.folder / "report.json", report)
     write_pages(comparison.folder, report)
@@ -55,18 +45,16 @@ def _gold_judge(comparison: Comparison, gold: str | None) -> str:
     """The judge whose score counts as true: `gold`, or the dataset's annotator; raises ConfigError where it can't be."""
     gold = gold or ("annotator" if comparison.planned["ppo"].dataset.annotator else None)
     if gold is None:
-        raise ConfigError(
-            f"recipe={comparison.recipe}: dataset.annotator=null, so nobody knows the true score of a reply\n"
-            "  fix: gold=reward:<a reward model that neither arm learned from>"
-        )
+        why = "dataset.annotator=null, so nobody knows the true score of a reply"
+        fix = "gold=reward:<a reward model that neither arm learned from>"
+        raise Refusal("recipe", comparison.recipe, why, fix=fix)
     if gold.startswith("openai:"):
         raise ConfigError(f"gold={gold} can only compare, and gold has to score\n  fix: judge={gold} with another gold")
     for seed in comparison.seeds:
         ppo = comparison.trial("ppo", comparison.settings["ppo"][0], seed).stage
         if gold.removeprefix("reward:") in ppo.method.reward_models:
-            raise ConfigError(
-                f"gold={gold} is the reward that PPO is trained on\n  fix: a reward model that neither arm learned from"
-            )
+            fix = "a reward model that neither arm learned from"
+            raise ConfigError(f"gold={gold} is the reward that PPO is trained on\n  fix: {fix}")
     return gold
 
 

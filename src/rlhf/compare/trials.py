@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf import files
 from rlhf.config import GB, REPO, Stage, needs
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, Refusal
 from rlhf.process import die_with_parent
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline, run_stages
@@ -78,7 +78,7 @@ class Comparison:
         recipe: str,
         overrides: Sequence[str],
         seeds: Sequence[int] = (1, 2, 3),
-        settings: dict[str, Sequence[float]] | None = None,
+        settings: Mapping[str, Sequence[float] | None] | None = None,
         name: str = "compare",
     ) -> None:
         for override in overrides:
@@ -86,9 +86,8 @@ class Comparison:
             if key in ("seed", "dpo.seed", "ppo.seed", "reward.seed"):
                 raise ConfigError(f"{override}: a comparison has several seeds\n  fix: seeds=[1,2,3]")
         if len(set(seeds)) < 2:
-            raise ConfigError(
-                f"seeds={list(seeds)}: without a second seed nobody knows how much of a difference is chance\n  fix: seeds=[1,2,3]"
-            )
+            why = "without a second seed nobody knows how much of a difference is chance"
+            raise Refusal("seeds", list(seeds), why, fix="seeds=[1,2,3]")
         self.recipe, self.name, self.seeds = recipe, name, sorted(set(seeds))
         self.plan = Pipeline(recipe, overrides)
         if not re.fullmatch(r"[\w-]+", name) or name in self.plan.order:
@@ -98,10 +97,8 @@ class Comparison:
         self.folder = self.planned["dpo"].path.parent / name
         self.settings = {arm: self._settings(arm, (settings or {}).get(arm)) for arm in KNOBS}
         if len(self.settings["dpo"]) != len(self.settings["ppo"]):
-            raise ConfigError(
-                f"beta={self.settings['dpo']} and kl_coef={self.settings['ppo']}: both arms get the same number of trials\n"
-                "  fix: as many values for each"
-            )
+            given = f"{self.settings['dpo']} and kl_coef={self.settings['ppo']}"
+            raise Refusal("beta", given, "both arms get the same number of trials", fix="as many values for each")
         self._check_shared()
 
     def _arms(self) -> dict[str, str]:
@@ -110,9 +107,8 @@ class Comparison:
         for arm in KNOBS:
             stages = [name for name in self.plan.order if self.plan.stage(name).method.name == arm]
             if len(stages) != 1:
-                raise ConfigError(
-                    f"recipe={self.recipe} has {len(stages)} stages of method={arm}; a comparison needs one of dpo and one of ppo"
-                )
+                has = f"recipe={self.recipe} has {len(stages)} stages of method={arm}"
+                raise ConfigError(f"{has}; a comparison needs one of dpo and one of ppo")
             found[arm] = stages[0]
         needed = needs(self.plan.configs[found["ppo"]])
         rewards = [name for name in needed if self.plan.stage(name).method.name == "reward"]
@@ -145,9 +141,7 @@ class Comparison:
                 if ours != theirs:
                     problems.append(f"dataset.{key} differs, so the pairs do: reward {ours}, dpo {theirs}")
         if problems:
-            raise ConfigError(
-                f"recipe={self.recipe}: the arms can't be compared\n" + "\n".join(f"  {p}" for p in problems[:4])
-            )
+            raise Refusal("recipe", self.recipe, "\n  ".join(["the arms can't be compared", *problems[:4]]))
 
     def trial(self, arm: str, setting: float | None, seed: int) -> Trial:
         """The trial in this comparison's folder, or the recipe's own run of the same inputs if there is none yet."""
@@ -182,11 +176,10 @@ class Comparison:
 
     def trials(self) -> list[Trial]:
         """Reward models first, since PPO waits for them; then the arms in turn, so that a sweep cut short has both."""
-        rewards = [self.trial("reward", None, seed) for seed in self.seeds] if "reward" in self.stages else []
+        rewards = [("reward", None, seed) for seed in self.seeds if "reward" in self.stages]
         places = range(len(self.settings["dpo"]))
-        return rewards + [
-            self.trial(arm, self.settings[arm][place], seed) for seed in self.seeds for place in places for arm in KNOBS
-        ]
+        arms = [(arm, self.settings[arm][place], seed) for seed in self.seeds for place in places for arm in KNOBS]
+        return [self.trial(*which) for which in [*rewards, *arms]]
 
     def run(self, jobs: int) -> list[tuple[Trial, str]]:
         """Run what is missing or stale, `jobs` at a time; returns the trials that failed and why. Those that are done stay."""

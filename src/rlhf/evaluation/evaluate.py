@@ -129,15 +129,11 @@ def answer(
         generator=stream(stage.seed, "evaluation", 0),
         chunk_size=stage.evaluation.batch_size,
     )
-    return [
-        {
-            "reply": tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            "ids": ids,
-            "length": len(ids),
-            "ended": ended,
-        }
-        for ids, ended in zip(replies.tokens, replies.ended, strict=True)
-    ]
+    samples: list[Sample] = []
+    for ids, ended in zip(replies.tokens, replies.ended, strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        samples.append({"reply": text, "ids": ids, "length": len(ids), "ended": ended})
+    return samples
 
 
 def reply_kl(
@@ -152,11 +148,9 @@ def reply_kl(
 
 def last_losses(path: Path) -> dict[str, float]:
     """The last training loss and the last held-out loss in metrics.jsonl."""
-    found: dict[str, float] = {}
+    found, names = {}, {"loss": "train_loss", "eval_loss": "held_out_loss"}
     for entry in read_lines(path / METRICS_FILE):
-        found |= {
-            name: entry[key] for key, name in (("loss", "train_loss"), ("eval_loss", "held_out_loss")) if key in entry
-        }
+        found |= {name: entry[key] for key, name in names.items() if key in entry}
     return found
 
 

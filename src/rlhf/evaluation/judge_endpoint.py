@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlhf.errors import ConfigError, GuardStop
+from rlhf.errors import GuardStop, Refusal
 from rlhf.evaluation.samples import Sample
 from rlhf.evaluation.statistics import Judgements, judgements
 from rlhf.files import append_lines, read_lines
@@ -73,20 +73,16 @@ class EndpointJudge:
 
     def __init__(self, model: str, cache: Path) -> None:
         url = (os.environ.get("OPENAI_BASE_URL") or PUBLIC).strip().rstrip("/")
-        key = os.environ.get("OPENAI_API_KEY", "").strip() or None
+        key, name = os.environ.get("OPENAI_API_KEY", "").strip() or None, f"openai:{model}"
         if not re.fullmatch(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d+)?(/[\w./~-]*)?", url):
-            raise ConfigError(
-                f"judge=openai:{model}: OPENAI_BASE_URL is not the base of an endpoint\n"
-                "  allowed: http(s)://<host>[:port]/<path>, without user, password or ?query, such as http://localhost:8000/v1"
-            )
+            form = "http(s)://<host>[:port]/<path>, without user, password or ?query, such as http://localhost:8000/v1"
+            raise Refusal("judge", name, "OPENAI_BASE_URL is not the base of an endpoint", allowed=[form])
         if key is None and url == PUBLIC:
-            raise ConfigError(
-                f"judge=openai:{model}: OPENAI_API_KEY is not set\n"
-                "  fix: export OPENAI_API_KEY=<key>, or OPENAI_BASE_URL=<a server of your own>"
-            )
+            fix = "export OPENAI_API_KEY=<key>, or OPENAI_BASE_URL=<a server of your own>"
+            raise Refusal("judge", name, "OPENAI_API_KEY is not set", fix=fix)
         if key is not None and not re.fullmatch(r"[!-~]+", key):  # http.client would quote it in its error
-            raise ConfigError(f"judge=openai:{model}: OPENAI_API_KEY holds a space, line break or non-ASCII character")
-        self.name, self.model, self.url, self.host = f"openai:{model}", model, url, urlsplit(url).netloc
+            raise Refusal("judge", name, "OPENAI_API_KEY holds a space, line break or non-ASCII character")
+        self.name, self.model, self.url, self.host = name, model, url, urlsplit(url).netloc
         self.file, self._key, self._lock = cache / "judge.jsonl", key, threading.Lock()
         self._open = urllib.request.build_opener(_NoRedirect).open
         self._answers = {entry["hash"]: entry["answer"] for entry in read_lines(self.file)}
@@ -100,7 +96,7 @@ class EndpointJudge:
         """Equal replies are ties, which nobody is asked about.
 
         Raises:
-            ConfigError: the endpoint refuses the key, does not know the model or cannot be reached.
+            Refusal: the endpoint refuses the key, does not know the model or cannot be reached.
             GuardStop: it abstained on more than half of the prompts that it was asked about.
         """
         prompts = [_conversation(reply) for reply in ours]
@@ -156,12 +152,10 @@ class EndpointJudge:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             append_lines(self.file, [{"hash": self._hash(question), "answer": letter}])
 
-    def _out_of_reach(self) -> ConfigError:
-        return ConfigError(
-            f"judge={self.name}: {self.host} failed {self._failed} questions, the last with {self._why}\n"
-            "  fix: check OPENAI_BASE_URL and that its server runs, then give the same command; "
-            f"what was answered is kept in {self.file}"
-        )
+    def _out_of_reach(self) -> Refusal:
+        why = f"{self.host} failed {self._failed} questions, the last with {self._why}"
+        fix = "check OPENAI_BASE_URL and that its server runs, then give the same command"
+        return Refusal("judge", self.name, why, fix=f"{fix}; what was answered is kept in {self.file}")
 
     def _post(self, messages: Sequence[dict[str, str]]) -> str:
         """The text of the answer, empty for a refusal; waits and tries again where that can help."""
@@ -190,7 +184,7 @@ class EndpointJudge:
         raise Failed(why)
 
     def _status(self, error: urllib.error.HTTPError) -> str:
-        """What to say of a status worth another try; raises Failed for a question it will not take, ConfigError for the rest."""
+        """What to say of a status worth another try; raises Failed for a question it will not take, Refusal for the rest."""
         if error.code in (408, 409, 429) or error.code >= 500:
             return f"HTTP {error.code}"
         said = ""
@@ -199,10 +193,8 @@ class EndpointJudge:
             said = ": " + " ".join((said.replace(self._key, "***") if self._key else said).split())[:200]
         if error.code in (400, 413, 422):
             raise Failed(f"HTTP {error.code}{said}")
-        raise ConfigError(
-            f"judge={self.name}: {self.host} answered HTTP {error.code}{said}\n"
-            "  fix: the key in OPENAI_API_KEY, the URL in OPENAI_BASE_URL (with its /v1), or the model's name"
-        ) from None
+        fix = "the key in OPENAI_API_KEY, the URL in OPENAI_BASE_URL (with its /v1), or the model's name"
+        raise Refusal("judge", self.name, f"{self.host} answered HTTP {error.code}{said}", fix=fix) from None
 
     def _hash(self, question: Question) -> str:
         return hashlib.sha256(json.dumps([self.model, self.url, TEMPLATE, *question]).encode()).hexdigest()

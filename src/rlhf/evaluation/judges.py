@@ -42,11 +42,8 @@ class AnnotatorJudge:
 
     def compare(self, ours: Sequence[Sample], theirs: Sequence[Sample]) -> Judgements:
         facts = [_facts(reply, i) for i, reply in enumerate(ours)]
-        return judgements(
-            lambda i, a, b: float(self.annotator.prefer(facts[i], a, b)),
-            [reply["reply"] for reply in ours],
-            [reply["reply"] for reply in theirs],
-        )
+        texts = ([reply["reply"] for reply in side] for side in (ours, theirs))
+        return judgements(lambda i, a, b: float(self.annotator.prefer(facts[i], a, b)), *texts)
 
 
 def _facts(reply: Sample, index: int) -> dict[str, str]:
@@ -74,15 +71,12 @@ class RewardJudge:
     def scores(self, replies: Sequence[Sample]) -> list[float]:
         from rlhf.rewards.named import check_columns
 
-        rows = [
-            {
-                "messages": reply.get("messages") or "null",
-                "reference": reply.get("reference") or "",
-                "facts": json.dumps(reply.get("facts")),
-            }
-            for reply in replies
-        ]
-        columns = {name: [row[name] for row in rows] for name in ("messages", "reference", "facts")}
+        columns = {
+            "messages": [reply.get("messages") or "null" for reply in replies],
+            "reference": [reply.get("reference") or "" for reply in replies],
+            "facts": [json.dumps(reply.get("facts")) for reply in replies],
+        }
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         check_columns(self.reward, columns, "the samples", "judge")
         ids = [reply["ids"] if "ids" in reply else self._ids(reply["reply"]) for reply in replies]
         return finite(self.name, self.scorer([reply["prompt_ids"] for reply in replies], ids, rows).tolist())
