@@ -99,10 +99,7 @@ def chat(root: Path, runs: list[str], temperature: float, limit: int) -> None:
 def columns(names: list[str], replies: list[str]) -> str:
     """Replies side by side under their names, as wide as the terminal allows."""
     width = max(20, (shutil.get_terminal_size().columns - 3 * (len(names) - 1)) // len(names))
-    cells = [
-        [name, "─" * width, *textwrap.wrap(reply or "(nothing)", width)]
-        for name, reply in zip(names, replies, strict=True)
-    ]
-    return "\n".join(
-        " │ ".join(cell.ljust(width) for cell in row).rstrip() for row in zip_longest(*cells, fillvalue="")
-    )
+    wrapped = (textwrap.wrap(reply or "(nothing)", width) for reply in replies)
+    cells = [[name, "─" * width, *lines] for name, lines in zip(names, wrapped, strict=True)]
+    rows = zip_longest(*cells, fillvalue="")
+    return "\n".join(" │ ".join(cell.ljust(width) for cell in row).rstrip() for row in rows)

@@ -3,12 +3,11 @@
 Imports nothing heavy. The values and a sentence on each key stand in `conf/train.yaml`; here are only the types, so that a
 typo or a wrong type is refused while the config is composed. `method.args`, `adapter.args` and `quantization.args` stay open:
 `rlhf.methods.arguments` judges them against the installed TRL, PEFT and bitsandbytes.
-
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -200,28 +199,15 @@ class Stage:
 GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "monitor", "debug")
 
 # Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
-OPEN = (
-    ("model", "shape"),
-    ("method", "args"),
-    ("adapter", "args"),
-    ("quantization", "args"),
-    ("dataset", "columns"),
-    ("dataset", "options"),
-)
+OPEN = ("model.shape", "method.args", "adapter.args", "quantization.args", "dataset.columns", "dataset.options")
 
 
 def register() -> None:
     """Make the schema and the two pure resolvers known to Hydra; composing changes nothing on disk."""
     node = OmegaConf.structured(Stage)
-    for section, cls in {
-        "model": Model,
-        "method": Method,
-        "adapter": Adapter,
-        "quantization": Quantization,
-        "dataset": Dataset,
-    }.items():
-        node[section] = OmegaConf.structured(cls)
-    for section, key in OPEN:
+    for cls in (Model, Dataset, Method, Adapter, Quantization):
+        node[cls.__name__.lower()] = OmegaConf.structured(cls)
+    for section, key in (place.split(".") for place in OPEN):
         node[section][key] = {}
         OmegaConf.set_struct(node[section][key], False)  # lets `method.args.warmup_steps=0.1` be written without a `+`
     ConfigStore.instance().store(name="schema", node=node)
@@ -244,10 +230,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def checkout(folder: str) -> Path:
     """`conf` or `recipes`; raises ConfigError in a copy of the package that was installed without them."""
     if not (REPO / folder).is_dir():
-        raise ConfigError(
-            f"{REPO / folder} does not exist: this copy of rlhf was installed away from its checkout, which holds conf/ and "
-            "recipes/\n  fix: pip install --editable <checkout>"
-        )
+        why = "this copy of rlhf was installed away from its checkout, which holds conf/ and recipes/"
+        raise ConfigError(f"{REPO / folder} does not exist: {why}\n  fix: pip install --editable <checkout>")
     return REPO / folder
 
 
@@ -276,23 +260,7 @@ def read_stage(folder: Path) -> Stage:
 
 def needs(cfg: DictConfig) -> list[str]:
     """Names of the stages whose weights this config reads, in order of appearance: every `${stage:x}` in it."""
-    found = [
-        name
-        for value in _strings(OmegaConf.to_container(cfg, resolve=False))
-        for name in STAGE_REFERENCE.findall(value)
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _strings(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for value in node.values():
-            yield from _strings(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _strings(value)
+    return list(dict.fromkeys(STAGE_REFERENCE.findall(str(OmegaConf.to_container(cfg, resolve=False)))))
 
 
 def options(group: str) -> list[str]:

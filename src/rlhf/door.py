@@ -135,9 +135,8 @@ def hydra_arguments(given: Sequence[str], usage: str) -> list[str]:
     for argument, after in zip(given, [*given[1:], ""], strict=True):
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--experimental-rerun"):
-            raise ConfigError(
-                "--experimental-rerun loads a pickle, which could run anything; use the overrides of .hydra/overrides.yaml"
-            )
+            why = "which could run anything; use the overrides of .hydra/overrides.yaml"
+            raise ConfigError(f"--experimental-rerun loads a pickle, {why}")
         if argument.startswith("--") and key.partition(".")[0] in CONFIG:
             raise ConfigError(f"{argument}: settings have no dashes\n  fix: {key}={value or after}\n  {example(usage)}")
     flags = [argument for argument in given if argument in ("-m", "--multirun", "-r", "--run")]
@@ -193,19 +192,18 @@ def translate(error: BaseException) -> BaseException:
         return _config_error(error)
     torch: Any = sys.modules.get("torch")  # whoever raised its error has imported it
     if isinstance(error, (MemoryError, *([torch.OutOfMemoryError] if torch else []))):
-        return ResourceError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'the machine has no more'}\n"
-            "  fix: a smaller hardware.micro_batch_size or dataset.max_length, hardware.gradient_checkpointing=true, or quantization=nf4"
-        )
+        why = str(error).partition("\n")[0] or "the machine has no more"
+        fix = "a smaller hardware.micro_batch_size or dataset.max_length, hardware.gradient_checkpointing=true, or quantization=nf4"
+        return ResourceError(f"out of memory: {why}\n  fix: {fix}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"no space left on the disk of {error.filename or 'the run folder'}\n  fix: free some, or run.root=<another disk>"
-        )
+        place = error.filename or "the run folder"
+        return ResourceError(f"no space left on the disk of {place}\n  fix: free some, or run.root=<another disk>")
     return error
 
 
 def _config_error(error: BaseException) -> ConfigError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None) or ""
     if isinstance(error, MissingConfigException):
         return _no_option(*str(error.missing_cfg_file or "").partition("/")[::2])
     if isinstance(error, OverrideParseException):
@@ -214,28 +212,18 @@ def _config_error(error: BaseException) -> ConfigError:
             "  write key=value or group=option; quote what has spaces or brackets"
         )
     if isinstance(cause, MissingMandatoryValue):
-        return ConfigError(
-            f"{getattr(cause, 'full_key', '')} has no value\n  fix: set it on the command line or in the recipe"
-        )
-    key = getattr(cause, "full_key", None) or ""
+        return ConfigError(f"{key} has no value\n  fix: set it on the command line or in the recipe")
     message = str(cause).splitlines()[0] if str(cause) else str(error)
-    override = re.search(r"Could not override '([^']+)'", str(error))
-    file = re.search(r"In '([^']+)'", str(error))
+    override, file = (re.search(f"{word} '([^']+)'", str(error)) for word in ("Could not override", "In"))
     place = f" (in {file[1]}.yaml)" if file else ""
-    if (
-        "is not in struct" in message
-        or "not in '" in message
-        or (override and "No match in the defaults list" not in str(error))
-    ):
-        known = _siblings(getattr(cause, "parent_node", None))
-        name = key.rpartition(".")[2] or (override[1] if override else "")
-        if "." not in key:
-            known = [*known, *CONFIG, "run.root"]
-        return ConfigError(f"{override[1] if override else key} is not a key{place}{nearest(name, known)}")
+    unknown = override and "No match in the defaults list" not in str(error)
+    if unknown or "is not in struct" in message or "not in '" in message:
+        known = [*_siblings(getattr(cause, "parent_node", None)), *(() if "." in key else (*CONFIG, "run.root"))]
+        name = override[1] if override else key
+        return ConfigError(f"{name} is not a key{place}{nearest(key.rpartition('.')[2] or name, known)}")
     if override:
-        return ConfigError(
-            f"{override[1]} is not a group{nearest(override[1], [*GROUPS, 'recipe'])}\n  groups: {', '.join(GROUPS)}, recipe"
-        )
+        groups = [*GROUPS, "recipe"]
+        return ConfigError(f"{override[1]} is not a group{nearest(override[1], groups)}\n  groups: {', '.join(groups)}")
     return ConfigError(f"{key or 'configuration'}: {message}{place}")
 
 

@@ -79,8 +79,7 @@ class NonFinite(GuardStop, FloatingPointError):
 
     def __init__(self, metric: str, value: float, update: int) -> None:
         super().__init__(
-            f"{metric} is {value} in update {update}; stopped before another optimizer step. The last checkpoint is "
-            "untouched: "
-            "resume from it with a lower learning_rate or a reward_clip"
+            f"{metric} is {value} in update {update}; stopped before another optimizer step. "
+            "The last checkpoint is untouched: resume from it with a lower learning_rate or a reward_clip"
         )
         self.metric, self.value, self.update = metric, value, update
