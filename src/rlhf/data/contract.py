@@ -63,11 +63,9 @@ def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = Non
     known = ROLES[dataset.format]
     for role, column in dataset.columns.items():
         if role not in known:
-            raise DataError(
-                f"dataset.columns.{role}={column}: not a role of dataset.format={dataset.format}{nearest(role, known)}\n"
-                f"  allowed: {', '.join(known)}"
-                + ("\n  fix: dataset.format=plain, for text without turns" if role == "text" else "")
-            )
+            hint = f"{nearest(role, known)}\n  allowed: {', '.join(known)}"
+            hint += "\n  fix: dataset.format=plain, for text without turns" if role == "text" else ""
+            raise DataError(f"dataset.columns.{role}={column}: not a role of dataset.format={dataset.format}{hint}")
     roles = _form(dataset, kind)
     roles += tuple(more for role in roles for more in BESIDE.get(role, ()) if more in dataset.columns)
     rows = sources.read(dataset, split, limit)
@@ -89,10 +87,9 @@ def _check_columns(dataset: Dataset, roles: Sequence[str], rows: Sequence[Row]) 
     for role in roles:
         column = dataset.columns[role]
         if column not in there:
-            raise DataError(
-                f"dataset.columns.{role}={column}: not a column of {rows[0].where.rpartition(':')[0]}{nearest(column, there)}\n"
-                f"  allowed: {', '.join(there)}"
-            )
+            hint = f"{nearest(column, there)}\n  allowed: {', '.join(there)}"
+            place = rows[0].where.rpartition(":")[0]
+            raise DataError(f"dataset.columns.{role}={column}: not a column of {place}{hint}")
 
 
 def _form(dataset: Dataset, kind: str) -> tuple[str, ...]:
@@ -129,10 +126,8 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
         return
     prompt, chosen, rejected = _split_pair(dataset, row)
     if chosen == rejected:
-        raise BadRow(
-            "chosen equals rejected",
-            f"{columns['chosen']} and {columns['rejected']} are the same reply: {_short(chosen)}",
-        )
+        both = f"{columns['chosen']} and {columns['rejected']}"
+        raise BadRow("chosen equals rejected", f"{both} are the same reply: {_short(chosen)}")
     yield Pair(prompt, chosen, rejected)
 
 
@@ -158,36 +153,32 @@ def reference(dataset: Dataset, row: Row) -> str:
 
 
 def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
-    columns = dataset.columns
+    columns, column = dataset.columns, dataset.columns["ranking"]
     asked = _checked(dataset, _asked(dataset, row), last="user")
-    replies = _cell(row, columns["ranking"])
+    replies = _cell(row, column)
     if not isinstance(replies, list) or len(replies) < 2:
-        raise BadRow(
-            "not a ranking", f"{columns['ranking']} must be a list of at least two replies, found {_short(replies)}"
-        )
+        raise BadRow("not a ranking", f"{column} must be a list of at least two replies, found {_short(replies)}")
     ranks = _cell(row, columns["ranks"]) if "ranks" in columns else list(range(len(replies)))
     truth = _cell(row, columns["truth"]) if "truth" in columns else None
     for name, values in (("ranks", ranks), ("truth", truth)):
-        if values is not None and (
-            not isinstance(values, list)
-            or len(values) != len(replies)
-            or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        ):
-            raise BadRow(
-                "not a ranking", f"{columns.get(name, name)} must hold {len(replies)} numbers, found {_short(values)}"
-            )
-    messages = [_reply(reply, columns["ranking"]) for reply in replies]
+        if values is None or (isinstance(values, list) and len(values) == len(replies) and all(map(_number, values))):
+            continue
+        found = f"{len(replies)} numbers, found {_short(values)}"
+        raise BadRow("not a ranking", f"{columns.get(name, name)} must hold {found}")
+    messages = [_reply(reply, column) for reply in replies]
     for first, second in combinations(range(len(replies)), 2):
         if ranks[first] == ranks[second]:
             continue
         best, worst = (first, second) if ranks[first] < ranks[second] else (second, first)
         if messages[best] == messages[worst]:
-            raise BadRow(
-                "chosen equals rejected",
-                f"{columns['ranking']} has the same reply at two ranks: {_short(replies[best])}",
-            )
+            detail = f"{column} has the same reply at two ranks: {_short(replies[best])}"
+            raise BadRow("chosen equals rejected", detail)
         margin = None if truth is None else truth[best] - truth[worst]
         yield Pair(asked, messages[best], messages[worst], margin, k=len(replies))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _split_pair(dataset: Dataset, row: Row) -> tuple[Messages, Messages, Messages]:
@@ -231,9 +222,8 @@ def _messages(dataset: Dataset, value: Any, column: str) -> Messages:
         raise BadRow("not messages", f"{column} must be a text or a list of messages, found {_short(value)}")
     for turn in value:
         if not isinstance(turn.get("content"), str) or not isinstance(turn.get("role"), str):
-            raise BadRow(
-                "not messages", f"{column}: a message needs a role and a content, both text, found {_short(turn)}"
-            )
+            needed = "a message needs a role and a content, both text"
+            raise BadRow("not messages", f"{column}: {needed}, found {_short(turn)}")
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
@@ -259,9 +249,8 @@ def _transcript(dataset: Dataset, value: str, column: str) -> Messages:
     while rest.strip():
         role = next((role for role, marker in markers.items() if rest.lstrip().startswith(marker.strip())), None)
         if role is None:
-            raise BadRow(
-                "not a transcript", f"{column} must start with one of {list(markers.values())}, found {_short(rest)}"
-            )
+            known = list(markers.values())
+            raise BadRow("not a transcript", f"{column} must start with one of {known}, found {_short(rest)}")
         body = rest.lstrip()[len(markers[role].strip()) :]
         ends = [at for marker in markers.values() if (at := body.find(marker.rstrip())) >= 0]
         messages.append({"role": role, "content": body[: min(ends, default=len(body))].strip()})

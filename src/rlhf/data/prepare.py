@@ -45,9 +45,8 @@ class Ledger:
             yield
         except BadRow as bad:
             if bad_rows == "error":
-                raise DataError(
-                    f"{row.where}: {bad}\n  fix: mend the row, or dataset.bad_rows=drop to leave such rows out"
-                ) from bad
+                fix = "mend the row, or dataset.bad_rows=drop to leave such rows out"
+                raise DataError(f"{row.where}: {bad}\n  fix: {fix}") from bad
             self.drop(bad.reason, row.where)
 
     def drop(self, reason: str, where: str) -> None:
@@ -61,10 +60,8 @@ class Ledger:
         self.digest.update(json.dumps(tokens, sort_keys=True).encode())
 
     def report(self) -> dict[str, Any]:
-        lengths = sorted(self.lengths)
-        quantile = (
-            {f"p{q}": lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (50, 95, 100)} if lengths else {}
-        )
+        lengths, count = sorted(self.lengths), len(self.lengths)
+        quantile = {f"p{q}": lengths[min(count - 1, count * q // 100)] for q in (50, 95, 100) if lengths}
         return {
             "read": self.read,
             "kept": self.kept,
@@ -98,6 +95,8 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     Raises:
         DataError: a column that isn't there, a row that breaks the contract (unless `dataset.bad_rows=drop`), or nothing left.
     """
+    import datasets
+
     dataset, splits, method = stage.dataset, stage.dataset.splits, METHODS[stage.method.name]
     kind = method.rows
     opened = {"train": _open(stage, splits.train, kind)}
@@ -119,7 +118,7 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
                 f"dataset.splits.{role}={split}: none of {ledger.read} rows is left ({reasons})\n"
                 f"  fix: dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
             )
-        built[role] = _arrow(columns)
+        built[role] = datasets.Dataset.from_dict(columns)
     test = []
     if "test" in opened:
         test = list(_tokens(stage, str(splits.test), opened["test"][1], "prompts", asking, ledgers["test"]))
@@ -222,17 +221,10 @@ def _prompts(
         _too_long(stage.dataset, row, ledger, len(ids))
         return
     facts = json.dumps(row.values["facts"], sort_keys=True) if "facts" in row.values else "null"
-    yield (
-        {
-            "input_ids": ids,
-            "prompt": asked,
-            # what scorers of text render with a template of their own, and what rules compare with
-            "messages": json.dumps(None if renderer.plain else messages),
-            "reference": contract.reference(stage.dataset, row),
-            "facts": facts,
-        },
-        len(ids),
-    )
+    # what scorers of text render with a template of their own, and what rules compare with
+    beside = {"messages": json.dumps(None if renderer.plain else messages)}
+    beside |= {"reference": contract.reference(stage.dataset, row), "facts": facts}
+    yield {"input_ids": ids, "prompt": asked, **beside}, len(ids)
 
 
 def _too_long(dataset: Dataset, row: Row, ledger: Ledger, length: int) -> bool:
@@ -254,12 +246,6 @@ def _collect(rows: Iterator[Tokens]) -> dict[str, list[Any]]:
         for name, value in tokens.items():
             columns.setdefault(name, []).append(value)
     return columns
-
-
-def _arrow(columns: dict[str, list[Any]]) -> "datasets.Dataset":
-    import datasets
-
-    return datasets.Dataset.from_dict(columns)
 
 
 def _show(stage: Stage, renderer: Renderer, train: "datasets.Dataset") -> str:

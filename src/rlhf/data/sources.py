@@ -144,9 +144,8 @@ def _jsonl(file: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 raise DataError(f"{file}:{number}: not JSON: {error.msg} at column {error.colno}") from error
             if not isinstance(values, dict):
-                raise DataError(
-                    f"{file}:{number}: expected an object with named columns, found {type(values).__name__}"
-                )
+                kind = type(values).__name__
+                raise DataError(f"{file}:{number}: expected an object with named columns, found {kind}")
             yield Row(f"{file}:{number}", values)
 
 
@@ -156,9 +155,8 @@ def _csv(file: Path) -> Iterator[Row]:
         try:
             for values in reader:
                 if None in values or None in values.values():
-                    raise DataError(
-                        f"{file}:{reader.line_num}: expected {len(reader.fieldnames or [])} columns, as in the first line"
-                    )
+                    expected = f"{len(reader.fieldnames or [])} columns, as in the first line"
+                    raise DataError(f"{file}:{reader.line_num}: expected {expected}")
                 yield Row(f"{file}:{reader.line_num}", dict(values))
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{file}: after line {reader.line_num}: not CSV in UTF-8: {error}") from error
@@ -212,9 +210,8 @@ def rankings(messages: Iterable[Row]) -> Iterator[Row]:
     for row in messages:
         lacking = [column for column in MESSAGE if column not in row.values]
         if lacking:
-            raise DataError(
-                f"{row.where}: dataset.format=tree reads a message's {', '.join(lacking)}\n  it has: {', '.join(row.values)}"
-            )
+            what = f"dataset.format=tree reads a message's {', '.join(lacking)}"
+            raise DataError(f"{row.where}: {what}\n  it has: {', '.join(row.values)}")
         if row.values["role"] not in ROLE:
             raise DataError(f"{row.where}: role={row.values['role']!r} of a message\n  allowed: {', '.join(ROLE)}")
         if not isinstance(row.values.get("rank"), int | float | None):

@@ -38,11 +38,8 @@ def _problem(key: str, name: str, kind: str) -> str | None:
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     local = f"{key}=<local folder>" if kind == "model" else f"{key}=<local folder with files named after the splits>"
     if constants.HF_HUB_OFFLINE:
-        if _cached(name, kind):
-            return None
-        return (
-            f"{key}={name} is not cached, and HF_HUB_OFFLINE forbids to fetch it\n  fix: HF_HUB_OFFLINE=0, or {local}"
-        )
+        why = "is not cached, and HF_HUB_OFFLINE forbids to fetch it"
+        return None if _cached(name, kind) else f"{key}={name} {why}\n  fix: HF_HUB_OFFLINE=0, or {local}"
     try:
         HfApi().auth_check(name, repo_type=kind)
     except GatedRepoError:
@@ -60,9 +57,6 @@ def _cached(name: str, kind: str) -> bool:
     from huggingface_hub import constants
 
     hub = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")) / name.replace(
-        "/", "___"
-    )
-    return hub.is_dir() or (
-        kind == "dataset" and (prepared.is_dir() or prepared.with_name(prepared.name.lower()).is_dir())
-    )
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets"))
+    names = (name.replace("/", "___"), name.replace("/", "___").lower())
+    return hub.is_dir() or (kind == "dataset" and any((prepared / one).is_dir() for one in names))

@@ -68,14 +68,13 @@ class Work:
     @classmethod
     def of(cls, stage: Stage) -> "Work":
         method, length = METHODS[stage.method.name], stage.dataset.max_length
-        rows = min(split_batch(stage)[0], stage.batch_size // int(argument(stage, "num_mini_batches"))) * sequences(
-            stage
-        )
+        rows = min(split_batch(stage)[0], stage.batch_size // int(argument(stage, "num_mini_batches")))
         if method.reply_length:
             length = stage.dataset.max_prompt_length + int(argument(stage, method.reply_length))
             length = -(-length // 8) * 8 if method.own_loop else length  # as rlhf.generation.batches pads
         bf16, frozen = stage.hardware.precision == "bf16", stage.adapter.name != "none"
         low, stream = 2 if bf16 else 4, 2 if bf16 and frozen and stage.hardware.device == "cuda" else 4
+        rows *= sequences(stage)
         return cls(rows, length, low, stream, low if stage.quantization.name == "none" or method.own_loop else stream)
 
 

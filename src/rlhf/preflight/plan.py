@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf.config import GB, Stage, compose_config, needs, split_batch, to_stage
 from rlhf.data import contract, sources
@@ -51,9 +52,8 @@ def resolve(overrides: Sequence[str]) -> Plan:
     stage = to_stage(cfg)
     check_settings(stage, planned=needs(cfg))
     if METHODS[stage.method.name].own_loop and stage.hardware.devices > 1:
-        raise ConfigError(
-            f"method={stage.method.name} trains on one device, hardware.devices={stage.hardware.devices}\n  fix: hardware.devices=1"
-        )
+        what = f"trains on one device, hardware.devices={stage.hardware.devices}"
+        raise ConfigError(f"method={stage.method.name} {what}\n  fix: hardware.devices=1")
     split_batch(stage)  # a batch that does not divide is refused before anything is asked about the model
     shape = shape_of(stage)
     return Plan(stage, shape, estimate(stage, shape))
@@ -151,15 +151,12 @@ def _checked(name: str) -> str:
 
 def borrowed(method: Method) -> str:
     """The measured method whose memory a new one is most like, by rows, roles, and what its loss holds of the logits."""
-    facts = [
-        lambda m: m.own_loop,
-        lambda m: "policy" in m.roles,
-        lambda m: m.rows,
-        lambda m: m.roles,
-        lambda m: m.chunked,
-    ]
-    known = [name for name, row in METHODS.items() if row.measured]
-    return max(known, key=lambda name: [fact(METHODS[name]) == fact(method) for fact in facts])
+
+    def facts(row: Method) -> tuple[Any, ...]:
+        return row.own_loop, "policy" in row.roles, row.rows, row.roles, row.chunked
+
+    known = {name: facts(row) for name, row in METHODS.items() if row.measured}
+    return max(known, key=lambda name: [a == b for a, b in zip(known[name], facts(method), strict=True)])
 
 
 def _number(count: int, what: str) -> str:
@@ -191,6 +188,5 @@ def _less(plan: Plan) -> Mapping[str, object]:
     # whole models that an earlier stage left take no adapter
     if stage.quantization.name != "nf4" and stage.model.init is None and (lora or stage.method.start_from is None):
         return ({} if lora else {"adapter": "lora"}) | {"quantization": "nf4"}
-    return (
-        {"dataset.max_length": stage.dataset.max_length // 2} if stage.dataset.max_length >= 256 and not sampled else {}
-    )
+    most = stage.dataset.max_length
+    return {"dataset.max_length": most // 2} if most >= 256 and not sampled else {}

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlhf.config import REPO, Stage, options, template_file
@@ -50,105 +50,79 @@ def _get(stage: Stage, key: str) -> object:
     return value
 
 
-def _values(stage: Stage) -> list[str]:
-    problems = [
-        f"{key}={_get(stage, key)} is not one of {', '.join(allowed)}{nearest(_get(stage, key), allowed)}"
-        for key, allowed in ALLOWED.items()
-        if _get(stage, key) not in allowed
-    ]
-    problems += [f"{key}={_get(stage, key)} must be at least 1" for key in POSITIVE if int(str(_get(stage, key))) < 1]
+def _values(stage: Stage) -> Iterator[str]:
+    for key, allowed in ALLOWED.items():
+        if (value := _get(stage, key)) not in allowed:
+            yield f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}"
+    for key in POSITIVE:
+        if int(str(value := _get(stage, key))) < 1:
+            yield f"{key}={value} must be at least 1"
     for key in ("run.recipe", "run.stage"):
         value = str(_get(stage, key))
         if not value or ".." in value or value.startswith(("/", "~")) or "\0" in value:
-            problems.append(f"{key}={value!r} must be a plain folder name inside run.root")
-    return problems
+            yield f"{key}={value!r} must be a plain folder name inside run.root"
 
 
-def _weights(stage: Stage) -> list[str]:
-    problems, model = [], stage.model
+def _weights(stage: Stage) -> Iterator[str]:
+    model = stage.model
     if stage.quantization.name != "none" and stage.adapter.name == "none":
-        problems.append(
-            f"adapter=none trains all weights, which quantization={stage.quantization.name} freezes\n"
-            "  fix: adapter=lora, or quantization=none"
-        )
+        what = f"adapter=none trains all weights, which quantization={stage.quantization.name} freezes"
+        yield f"{what}\n  fix: adapter=lora, or quantization=none"
     if (model.path is None) == (model.init is None):
-        problems.append(
-            "model.path and model.init: exactly one of them must be set (weights to load, or random ones to make)"
-        )
+        yield "model.path and model.init: exactly one of them must be set (weights to load, or random ones to make)"
     if model.init is not None and stage.adapter.name != "none":
-        problems.append(
-            "model.init makes random weights, which an adapter can't train\n  fix: adapter=none quantization=none"
-        )
-    return problems
+        yield "model.init makes random weights, which an adapter can't train\n  fix: adapter=none quantization=none"
 
 
-def _data(stage: Stage) -> list[str]:
-    problems, dataset = [], stage.dataset
+def _data(stage: Stage) -> Iterator[str]:
+    dataset = stage.dataset
     if dataset.format == "transcript" and set(dataset.markers or {}) != {"user", "assistant"}:
-        problems.append(
-            'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
-        )
+        yield 'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
     cut = dataset.prompt_tokens
     if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
-        problems.append(f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]")
-    return problems
+        yield f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]"
 
 
-def _machine(stage: Stage) -> list[str]:
+def _machine(stage: Stage) -> Iterator[str]:
     """Packages that are not installed, and what a CPU can't do."""
-    problems, report_to = [], stage.logging.report_to
+    report_to = stage.logging.report_to
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
-        problems.append(f"logging={report_to}: the package is missing\n  fix: pip install {report_to}")
+        yield f"logging={report_to}: the package is missing\n  fix: pip install {report_to}"
     if stage.hardware.device == "cpu" and stage.quantization.name == "int8":
-        problems.append(
-            "quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one"
-        )
+        yield "quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one"
     if stage.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        problems.append(
-            "model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa"
-        )
-    return problems
+        yield "model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa"
 
 
-def _method(stage: Stage) -> list[str]:
+def _method(stage: Stage) -> Iterator[str]:
     """What the row of a method says about its settings."""
-    problems, method, dataset = [], stage.method, stage.dataset
-    row = METHODS[method.name]
+    method, dataset, row = stage.method, stage.dataset, METHODS[stage.method.name]
     for option, neutral in OPTIONS.items():
         value = getattr(method, option)
         if value != neutral and option not in row.options:
             readers = ", ".join(name for name, other in METHODS.items() if option in other.options)
-            problems.append(
-                f"method.{option}={_yaml(value)} is about method={readers}, not {method.name}\n"
-                f"  fix: method.{option}={_yaml(neutral)}"
-            )
+            what = f"method.{option}={_yaml(value)} is about method={readers}, not {method.name}"
+            yield f"{what}\n  fix: method.{option}={_yaml(neutral)}"
     if dataset.long_rows == "truncate" and row.rows != "demonstrations":
-        problems.append("dataset.long_rows=truncate would cut prompts or pairs\n  fix: dataset.long_rows=drop")
+        yield "dataset.long_rows=truncate would cut prompts or pairs\n  fix: dataset.long_rows=drop"
     if method.args.get("packing_strategy") == "wrapped":
         # trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins
-        problems.append(
-            "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)\n"
-            "  fix: method.args.packing_strategy=bfd_split"
-        )
+        what = "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)"
+        yield f"{what}\n  fix: method.args.packing_strategy=bfd_split"
     if row.smoothed and method.args.get("label_smoothing"):
         losses = argument(stage, "loss_type")
         losses = losses if isinstance(losses, list) else [losses]
         if not set(losses) & set(row.smoothed):
-            problems.append(
-                f"method.args.label_smoothing={method.args['label_smoothing']} is ignored by loss_type="
-                f"{','.join(map(str, losses))} (TRL 1.12)\n  fix: method.args.loss_type=[{row.smoothed[-1]}], or another of "
-                f"{', '.join(row.smoothed)}; or label_smoothing=0"
-            )
+            smoothing, given = method.args["label_smoothing"], ",".join(map(str, losses))
+            fix = f"method.args.loss_type=[{row.smoothed[-1]}], or another of {', '.join(row.smoothed)}; or label_smoothing=0"
+            yield f"method.args.label_smoothing={smoothing} is ignored by loss_type={given} (TRL 1.12)\n  fix: {fix}"
     if "reward_model" in row.options:
-        problems += _rewards(stage)
+        yield from _rewards(stage)
     if row.reply_length:
         room = int(argument(stage, row.reply_length)) + dataset.max_prompt_length
         if room > dataset.max_length:
-            problems.append(
-                f"method.args.{row.reply_length} + dataset.max_prompt_length = {room} is more than dataset.max_length="
-                f"{dataset.max_length}\n  fix: dataset.max_length={room}"
-            )
-    return problems
+            needed = f"method.args.{row.reply_length} + dataset.max_prompt_length = {room}"
+            yield f"{needed} is more than dataset.max_length={dataset.max_length}\n  fix: dataset.max_length={room}"
 
 
 def _yaml(value: object) -> str:
@@ -166,79 +140,59 @@ def _rewards(stage: Stage) -> list[str]:
     return [str(wrong) for value in given if (wrong := unknown_rule(value, "method.reward_model"))]
 
 
-def _files(stage: Stage, planned: Sequence[str]) -> list[str]:
+def _files(stage: Stage, planned: Sequence[str]) -> Iterator[str]:
     """Predecessors that have not run, and templates and data files that are not there."""
-    problems = []
     named = [(key, _get(stage, key)) for key in ("model.path", "method.start_from")]
     named += [("method.reward_model", value) for value in stage.method.reward_models]
     for key, value in named:
         if isinstance(value, str) and not value.startswith(PREFIX):
-            problems += _missing(stage, key, value, planned)
-    template = template_file(stage.model.chat_template)
+            yield from _missing(stage, key, value, planned)
+    given = stage.model.chat_template
+    template = template_file(given)
     if template is not None and not template.is_file():
         known = [path.stem for path in (REPO / "conf/chat_template").glob("*.jinja")]
-        problems.append(
-            f"model.chat_template={stage.model.chat_template}: there is no file {template}"
-            f"{nearest(stage.model.chat_template, known)}"
-        )
-    return problems
+        yield f"model.chat_template={given}: there is no file {template}{nearest(given, known)}"
 
 
-def _missing(stage: Stage, key: str, value: str, planned: Sequence[str]) -> list[str]:
-    path = Path(value)
-    root = Path(stage.run.root) / stage.run.recipe
-    if path.parent.parent == root and path.name == FINAL:
+def _missing(stage: Stage, key: str, value: str, planned: Sequence[str]) -> Iterator[str]:
+    path, recipe = Path(value), stage.run.recipe
+    if path.parent.parent == Path(stage.run.root) / recipe and path.name == FINAL:
         name = path.parent.name
-        if path.is_dir() or name in planned:
-            return []
-        known = (
-            f"recipe={stage.run.recipe}/{name}"
-            if f"{stage.run.recipe}/{name}" in options("recipes")
-            else f"run.stage={name}"
-        )
-        return [
-            f"{key}={value}: stage `{name}` of `{stage.run.recipe}` has not finished\n  fix: python src/train.py {known}"
-        ]
-    if value.startswith((".", "/", "~")) and not path.expanduser().exists():
-        return [f"{key}={value}: no such folder"]
-    return []
+        if not path.is_dir() and name not in planned:
+            fix = f"recipe={recipe}/{name}" if f"{recipe}/{name}" in options("recipes") else f"run.stage={name}"
+            yield f"{key}={value}: stage `{name}` of `{recipe}` has not finished\n  fix: python src/train.py {fix}"
+    elif value.startswith((".", "/", "~")) and not path.expanduser().exists():
+        yield f"{key}={value}: no such folder"
 
 
 def check_machine(stage: Stage) -> None:
     """What only torch can tell: whether the GPUs that the configuration asks for are here."""
     import torch
 
-    if stage.hardware.device == "cuda" and not torch.cuda.is_available():
+    if stage.hardware.device != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise ConfigError("hardware.device=cuda, but this machine has no GPU that torch can use\n  fix: hardware=cpu")
-    if stage.hardware.device == "cuda":
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world != stage.hardware.devices:
-            raise ConfigError(
-                f"hardware.devices={stage.hardware.devices}, but {world} process(es) were started\n"
-                f"  fix: accelerate launch --num_processes {stage.hardware.devices} src/train.py ..., or hardware.devices={world}"
-            )
+    devices, world = stage.hardware.devices, int(os.environ.get("WORLD_SIZE", "1"))
+    if world != devices:
+        fix = f"accelerate launch --num_processes {devices} src/train.py ..., or hardware.devices={world}"
+        raise ConfigError(f"hardware.devices={devices}, but {world} process(es) were started\n  fix: {fix}")
 
 
-def expectation_problems(stage: Stage) -> list[str]:
+def expectation_problems(stage: Stage) -> Iterator[str]:
     """What is wrong with a stage's `expect`, before anything runs."""
-    found = []
+    known = METHODS[stage.method.name].metrics | REPORTED if stage.expect else set()
     for metric, expected in stage.expect.items():
-        key, known = f"expect.{metric}", METHODS[stage.method.name].metrics | REPORTED
+        key, low, high = f"expect.{metric}", expected.low, expected.high
         if expected.needs is not None:
-            if expected.low is not None or expected.high is not None:
-                found.append(
-                    f"{key}.needs={expected.needs!r}, so nothing here is held against {key}.low and high; leave them out"
-                )
+            if low is not None or high is not None:
+                what = f"so nothing here is held against {key}.low and high; leave them out"
+                yield f"{key}.needs={expected.needs!r}, {what}"
             continue
         if metric not in known:
-            found.append(
-                f"{key} is not a metric of method={stage.method.name}{nearest(metric, known)}\n"
-                f"  fix: a metric that the stage logs, or {key}.needs=<what measures it>"
-            )
-        if expected.low is None or expected.high is None or not expected.low <= expected.published <= expected.high:
-            found.append(
-                f"{key}: the band [{expected.low}, {expected.high}] must hold the published {expected.published}"
-            )
+            fix = f"a metric that the stage logs, or {key}.needs=<what measures it>"
+            yield f"{key} is not a metric of method={stage.method.name}{nearest(metric, known)}\n  fix: {fix}"
+        if low is None or high is None or not low <= expected.published <= high:
+            yield f"{key}: the band [{low}, {high}] must hold the published {expected.published}"
         if expected.band not in ("ours", "source"):
-            found.append(f"{key}.band={expected.band} is not one of ours, source: say whose band it is")
-    return found
+            yield f"{key}.band={expected.band} is not one of ours, source: say whose band it is"

@@ -88,10 +88,8 @@ def read_shape(sizes: Mapping[str, Any], where: str) -> Shape:
     needed = NEEDED if kind == "gpt2" else (*NEEDED, "intermediate_size")
     if missing := [key for key in needed if not isinstance(sizes.get(key), int)]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}\n  fix: copy them from the model's config.json")
-    family, h, heads, vocabulary = (
-        FAMILIES[kind],
-        *(sizes[k] for k in ("hidden_size", "num_attention_heads", "vocab_size")),
-    )
+    family = FAMILIES[kind]
+    h, heads, vocabulary = (sizes[key] for key in ("hidden_size", "num_attention_heads", "vocab_size"))
     f, width = sizes.get("intermediate_size") or 4 * h, sizes.get("head_dim") or h // heads
     q, k = heads * width, (sizes.get("num_key_value_heads") or heads) * width
     fused = [(h, q + 2 * k), (q, h), (h, f), (f, h)]
