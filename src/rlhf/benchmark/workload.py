@@ -192,7 +192,7 @@ def stopping_chance(limit: int) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: who, whether replies end, prompts an update, epochs, updates, sampling seed, what we sample from."""
+    """One measurement: who, whether replies end, prompts an update, epochs, updates, sampling seed, our rollout's base."""
 
     contender: str
     replies: str

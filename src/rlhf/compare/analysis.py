@@ -81,11 +81,8 @@ def win_rates(policies: Mapping[str, BySeed], compare: Compare) -> list[Row]:
         each, p = judged[first, second], corrected[f"{first} {second}"]
         ours, theirs = (table(policies[name], "length") for name in (first, second))
         fair = length_controlled(outcomes[first, second], ours, theirs)
-        equal = {
-            "rate": fair.estimate.mean,
-            **numbers(fair.estimate, "low", "high"),
-            **numbers(fair, "overlap", "matched"),
-        }
+        equal = {"rate": fair.estimate.mean} | numbers(fair.estimate, "low", "high")
+        equal |= numbers(fair, "overlap", "matched")
         row = {"first": first, "second": second}
         row |= numbers(rate, "rate", "low", "high", "p", "wins", "ties", "losses") | {"p_corrected": p}
         row["flip_rate"] = float(np.nanmean([of_seed.flip_rate for of_seed in each]))

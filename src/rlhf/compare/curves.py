@@ -144,11 +144,8 @@ def overoptimization(evidence: Evidence, chosen: Mapping[str, Point]) -> dict[st
         furthest = curves[min(curves)]  # of the setting that held it least
         best = {"setting": chosen[arm][0], "step": chosen[arm][1]}
         best |= {"gold_chosen": float(gold[:, ::2].mean()), "gold_reported": float(gold[:, 1::2].mean())}
-        arms[arm] = (
-            _law(points, "rl")
-            | furthest
-            | {"settings": [{"setting": s} | curve for s, curve in curves.items()], "best": best}
-        )
+        settings = [{"setting": setting} | curve for setting, curve in curves.items()]
+        arms[arm] = _law(points, "rl") | furthest | {"settings": settings, "best": best}
     return arms | {"best-of-n": _best_of_n(evidence, start)}
 
 

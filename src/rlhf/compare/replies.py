@@ -197,13 +197,7 @@ def is_adapter(source: str) -> bool:
 
 
 def _write(
-    file: Path,
-    key: str,
-    name: str,
-    samples: Sequence[Sample],
-    golds: Scores,
-    rewards: Scores,
-    kls: Scores | None = None,
+    file: Path, key: str, name: str, samples: Sequence[Sample], golds: Scores, rewards: Scores, kls: Scores = ()
 ) -> None:
     entries: list[dict[str, Any]] = [{"key": key}]
     for index, (sample, gold, reward) in enumerate(zip(samples, golds, rewards, strict=True)):

@@ -10,13 +10,13 @@ Row = dict[str, Any]
 class Report(TypedDict):
     """What was compared and what came out; the comments name the keys of each row.
 
-    KL in nats a reply; `low` to `high` (of a gold: `gold_low`, `gold_high`) is a 95% interval, `_error` a standard error.
+    KL in nats a reply; `low` to `high` (`gold_low` to `gold_high`) is a 95% interval, `_error` a standard error.
     """
 
     recipe: str
     provenance: Row
-    # prompts (their number), seeds, gold, proxy, judge, temperature; for each of `arms` the `key` that it varies and its
-    # `values`, for each of `chosen` the `setting` and `step` that stand for it; chosen_on
+    # prompts (their number), seeds, gold, proxy, judge, temperature; for each of `arms` the `key` that it varies and
+    # its `values`, for each of `chosen` the `setting` and `step` that stand for it; chosen_on
     setup: Row
     # `shared`: `what` and its `value`; `differs`: `what` and a text for each arm
     fairness: dict[str, list[dict[str, str]]]
@@ -27,14 +27,15 @@ class Report(TypedDict):
     equal_kl: list[Row]
     equal_kl_note: str
     # of `first` over `second`: rate, low, high, p, wins, ties, losses, p_corrected (for the other pairs), flip_rate,
-    # abstained, length_controlled (`LengthControlled`: rate, low, high, overlap, matched, matched_rate or None), verdict,
-    # prompts_to_settle (or None)
+    # abstained, length_controlled (`LengthControlled`: rate, low, high, overlap, matched, matched_rate or None),
+    # verdict, prompts_to_settle (or None)
     win_rates: list[Row]
-    # by arm: law (`estimators.Law`: kind, alpha, beta, peak_kl, furthest_kl, residual, turns; peak_kl is None where the law
-    # has none within ten times what was reached) or None and law_note (why); gold_peak, kl_at_peak, gold_last, kl_last,
-    # last_over_peak (or None) of the best and the last checkpoint. Of trained arms alone: fall (gold lost from the best
-    # checkpoint, which has this kl, to the last: mean, low, high), settings (each setting's peak and fall, mean over seeds
-    # and prompts), best (the chosen setting and step, gold_chosen where it was chosen and gold_reported on the other half)
+    # by arm: law (`estimators.Law`: kind, alpha, beta, peak_kl, furthest_kl, residual, turns; peak_kl is None where the
+    # law has none within ten times what was reached) or None and law_note (why); gold_peak, kl_at_peak, gold_last,
+    # kl_last, last_over_peak (or None) of the best and the last checkpoint. Of trained arms alone: fall (gold lost from
+    # the best checkpoint, which has this kl, to the last: mean, low, high), settings (each setting's peak and fall, mean
+    # over seeds and prompts), best (the chosen setting and step; gold_chosen where it was chosen, gold_reported on the
+    # other half of the prompts)
     overoptimization: dict[str, Row]
     # of an arm's trials, PPO's with its reward models: arm, trials, seconds_a_trial, seconds_reward_model, seconds_all,
     # tokens_generated, tokens_trained, peak_memory_mb

@@ -28,11 +28,12 @@ def sections(report: Report) -> list[Section]:
     parts = [
         Section(
             "Frontier",
-            "How much true preference each arm gains for the distance it goes from SFT. Best-of-n trains no policy: of n "
-            "replies of SFT to a prompt it keeps the one that the reward model scores highest.",
+            "How much true preference each arm gains for the distance it goes from SFT. Best-of-n trains no policy: of "
+            "n replies of SFT to a prompt it keeps the one that the reward model scores highest.",
             figure=(
                 "frontier",
-                f"True preference score against the square root of KL from SFT: checkpoints of {names}, SFT and best-of-n.",
+                f"True preference score against the square root of KL from SFT: checkpoints of {names}, SFT and "
+                "best-of-n.",
                 "Mean of the seeds with the 95% interval over prompts, single seeds faint behind. Markers fill as the "
                 "setting grows; lines follow its checkpoints. Further up is better, further right is further from SFT; "
                 "best of one is SFT.",
@@ -40,17 +41,17 @@ def sections(report: Report) -> list[Section]:
         ),
         Section(
             "Equal KL",
-            "True preference at the same KL (nats a reply), interpolated between checkpoints. The difference is PPO's less "
-            "DPO's; a 95% interval (low to high) that includes 0 leaves open who is better."
+            "True preference at the same KL (nats a reply), interpolated between checkpoints. The difference is PPO's "
+            "less DPO's; a 95% interval (low to high) that includes 0 leaves open who is better."
             if report["equal_kl"]
             else f"Not compared: {report.get('equal_kl_note') or 'no KL was reached by both arms'}",
             report["equal_kl"],
         ),
         Section(
             "Win rates",
-            "The share of prompts on which the first is preferred, a tie a half, with 95% intervals over prompts and seeds; "
-            "p is corrected for all pairs (Holm). At equal length: the rate that would be left if replies were equally "
-            "long, extrapolated where the overlap is near 0.",
+            "The share of prompts on which the first is preferred, a tie a half, with 95% intervals over prompts and "
+            "seeds; p is corrected for all pairs (Holm). At equal length: the rate that would be left if replies were "
+            "equally long, extrapolated where the overlap is near 0.",
             [_win_rate(row) for row in report["win_rates"]],
             (
                 "win_rates",

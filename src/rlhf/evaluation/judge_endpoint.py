@@ -184,7 +184,7 @@ class EndpointJudge:
         raise Failed(why)
 
     def _status(self, error: urllib.error.HTTPError) -> str:
-        """What to say of a status worth another try; raises Failed for a question it will not take, Refusal for the rest."""
+        """What to say of a status worth another try; raises Failed for a question it won't take, Refusal for the rest."""
         if error.code in (408, 409, 429) or error.code >= 500:
             return f"HTTP {error.code}"
         said = ""
