@@ -12,7 +12,8 @@ from rlhf.models.adapters import switch_adapter
 from rlhf.models.base import load_base
 from rlhf.models.roles import load_role, save_role
 from rlhf.models.shared import load_roles, shared_roles
-from rlhf.ppo.update import collect, policy_backward, value_backward
+from rlhf.ppo.objective import policy_terms, value_terms
+from rlhf.ppo.update import backward, collect
 from rlhf.rewards.scorers import RoleScorer
 from tests.models.helpers import broken, head_key, other_tokenizer
 from tests.workshop import KINDS
@@ -38,8 +39,15 @@ def gradients(roles, size, checkpointing=False):
     for model in models if checkpointing else ():
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-    policy_backward(forward(), roles.policy, batches, old, advantages, 0.2)
-    value_backward(forward(), roles.value, batches, old, returns, 0.2, 0.5)
+
+    def policy_loss(batch):
+        return policy_terms(forward().logprobs(roles.policy, batch), batch.pick(old), batch.pick(advantages), 0.2)
+
+    def value_loss(batch):
+        return value_terms(forward().values(roles.value, batch), batch.pick(old), batch.pick(returns), 0.2)
+
+    backward(roles.policy, batches, policy_loss)
+    backward(roles.value, batches, value_loss, 0.5)
     for model in models:
         model.eval()
         model.activation_checkpointing_disable()

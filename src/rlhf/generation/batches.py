@@ -29,8 +29,8 @@ class MicroBatch:
     target: Tensor
     batch_row: Tensor
     step: Tensor
-    rows: list[int]
     last: Tensor
+    rows: list[int]
 
     @property
     def tokens(self) -> int:
@@ -57,43 +57,24 @@ def lay_out(
 ) -> list[MicroBatch]:
     """Sorts rows by total length, shortest first, and cuts them into micro-batches of `size`."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(replies[i]))
-    return [
-        _micro_batch(prompts, replies, order[start : start + size], pad_id, device)
-        for start in range(0, len(order), size)
-    ]
-
-
-def _micro_batch(
-    prompts: Sequence[Sequence[int]],
-    replies: Sequence[Sequence[int]],
-    rows: list[int],
-    pad_id: int,
-    device: torch.device,
-) -> MicroBatch:
-    # to a multiple of 8: oneDNN compiles kernels for every new shape and keeps them, tensor cores like it, and contexts
-    # are multiples of 8 too
-    width = -(-max(len(prompts[i]) + len(replies[i]) for i in rows) // 8) * 8
-    ids, row, state, target, batch_row, step, last = [], [], [], [], [], [], []
-    for k, i in enumerate(rows):
-        prompt, reply = list(prompts[i]), list(replies[i])
-        ids.append(prompt + reply + [pad_id] * (width - len(prompt) - len(reply)))
-        row += [k] * len(reply)
-        state += range(len(prompt) - 1, len(prompt) + len(reply) - 1)
-        target += reply
-        batch_row += [i] * len(reply)
-        step += range(len(reply))
-        last.append(len(prompt) + len(reply) - 1)
-    lists = {
-        "ids": ids,
-        "row": row,
-        "state": state,
-        "target": target,
-        "batch_row": batch_row,
-        "step": step,
-        "last": last,
-    }
-    tensors = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in lists.items()}
-    return MicroBatch(**tensors, rows=rows)
+    batches = []
+    for rows in (order[start : start + size] for start in range(0, len(order), size)):
+        # to a multiple of 8: oneDNN compiles kernels for every new shape and keeps them, tensor cores like it, and
+        # contexts are multiples of 8 too
+        width = -(-max(len(prompts[i]) + len(replies[i]) for i in rows) // 8) * 8
+        ids, row, state, target, batch_row, step, last = [], [], [], [], [], [], []
+        for k, i in enumerate(rows):
+            prompt, reply = list(prompts[i]), list(replies[i])
+            ids.append(prompt + reply + [pad_id] * (width - len(prompt) - len(reply)))
+            row += [k] * len(reply)
+            state += range(len(prompt) - 1, len(prompt) + len(reply) - 1)
+            target += reply
+            batch_row += [i] * len(reply)
+            step += range(len(reply))
+            last.append(len(prompt) + len(reply) - 1)
+        columns = (ids, row, state, target, batch_row, step, last)
+        batches.append(MicroBatch(*(torch.tensor(c, dtype=torch.long, device=device) for c in columns), rows=rows))
+    return batches
 
 
 def reply_mask(replies: Sequence[Sequence[int]], device: torch.device) -> Tensor:

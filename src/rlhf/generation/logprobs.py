@@ -9,6 +9,7 @@ token.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,22 +66,18 @@ def token_logprobs(
     """
     if not len(hidden):
         return hidden.new_zeros(0, dtype=torch.float32)
-    if not (torch.is_grad_enabled() and hidden.requires_grad):
-        parts = [
-            chunk_logprobs(head(hidden[i : i + chunk]), targets[i : i + chunk]) for i in range(0, len(hidden), chunk)
-        ]
-        return torch.cat(parts)
-    if frozen_head:
-        return _FrozenHead.apply(hidden, targets, head, chunk)  # pyright: ignore[reportReturnType]
 
     def piece(states: Tensor, chosen: Tensor) -> Tensor:
         return chunk_logprobs(head(states), chosen)
 
-    parts = [
-        checkpoint(piece, hidden[i : i + chunk], targets[i : i + chunk], use_reentrant=False, preserve_rng_state=False)
-        for i in range(0, len(hidden), chunk)
-    ]
-    return torch.cat(parts)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        run = piece
+    elif frozen_head:
+        return _FrozenHead.apply(hidden, targets, head, chunk)  # pyright: ignore[reportReturnType]
+    else:
+        run = partial(checkpoint, piece, use_reentrant=False, preserve_rng_state=False)
+    parts: Any = [run(hidden[i : i + chunk], targets[i : i + chunk]) for i in range(0, len(hidden), chunk)]
+    return torch.cat(parts)
 
 
 def token_logprobs_and_entropy(

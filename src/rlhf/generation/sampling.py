@@ -84,14 +84,12 @@ def sample_chunk(
     policy: Role,
     prompts: Sequence[Sequence[int]],
     uniforms: Tensor,
-    *,
     temperature: float,
     eos_ids: Sequence[int],
     pad_id: int,
 ) -> Replies:
     """Decodes one chunk of prompts with a cache; `uniforms` is `[B, max_new_tokens]`, a row of its own for each."""
-    device = policy.device
-    head = policy.logits_of(temperature or 1.0, (pad_id,))
+    device, head = policy.device, policy.logits_of(temperature or 1.0, (pad_id,))
     ids, mask = left_pad(prompts, pad_id, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     uniforms = uniforms.to(device)
@@ -148,8 +146,7 @@ def sample_replies(
     The random numbers are drawn for all rows beforehand, so a reply does not depend on which rows share its chunk (up
     to the rounding of the forward pass). Temperature 0 is greedy.
     """
-    shape = (len(prompts), max_new_tokens)
-    uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)
+    uniforms = torch.rand((len(prompts), max_new_tokens), generator=generator, dtype=torch.float64)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
@@ -160,14 +157,8 @@ def sample_replies(
         with policy.active():
             for start in range(0, len(order), chunk_size):
                 rows = order[start : start + chunk_size]
-                part = sample_chunk(
-                    policy,
-                    [prompts[i] for i in rows],
-                    uniforms[rows],
-                    temperature=temperature,
-                    eos_ids=eos_ids,
-                    pad_id=pad_id,
-                )
+                asked = [prompts[i] for i in rows]
+                part = sample_chunk(policy, asked, uniforms[rows], temperature, eos_ids, pad_id)
                 for i, ids, values, end in zip(rows, part.tokens, part.logprobs, part.ended, strict=True):
                     tokens[i], logprobs[i], ended[i] = ids, values, end
     finally:

@@ -18,10 +18,6 @@ def option(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-def list_option(text: str):
-    return field(default=None, metadata={"help": text})
-
-
 @dataclass
 class PPOOptions:
     """Fields that `PPOConfig` adds. They precede TRL's in the class order, so a default here wins over one there."""
@@ -29,9 +25,10 @@ class PPOOptions:
     adam_epsilon: float = option(1e-5, "Epsilon of AdamW; 1e-8 gives sign-like first steps to LoRA (arXiv:2403.17031).")
     value_learning_rate: float | None = option(None, "Learning rate of the value; None: that of the policy.")
     value_warmup_updates: int = option(0, "Updates at the start that train the value alone, with the policy frozen.")
-    eos_token_ids: list[int] | None = list_option(
+    eos_token_ids: list[int] | None = option(
+        None,
         "Ids that end a reply. None: those of stop_token, else of the tokenizer and the model's generation config; "
-        "[]: every reply runs to response_length."
+        "[]: every reply runs to response_length.",
     )
     missing_eos_mode: Literal["replace", "subtract"] = option(
         "replace", "A reply without EOS scores -missing_eos_penalty (replace) or that much less (subtract, stock TRL)."

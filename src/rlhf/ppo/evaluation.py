@@ -9,7 +9,7 @@ import torch
 
 from rlhf.generation.batches import lay_out, reply_mask
 from rlhf.generation.logprobs import kl_of_replies
-from rlhf.generation.sampling import sample_replies, stream
+from rlhf.generation.sampling import stream
 from rlhf.ppo.loop import Loop, prompt_of
 from rlhf.ppo.update import require_finite
 
@@ -28,17 +28,7 @@ def evaluate(
     args, policy = loop.args, loop.policy
     forward = replace(loop.forward, temperature=args.eval_temperature or 1.0)
     prompts = [prompt_of(row) for row in rows]
-    with forward.autocast():
-        replies = sample_replies(
-            policy,
-            prompts,
-            max_new_tokens=args.response_length,
-            temperature=args.eval_temperature,
-            eos_ids=loop.eos_ids,
-            pad_id=loop.pad_id,
-            generator=stream(args.seed, "evaluation", 0),
-            chunk_size=args.local_rollout_forward_batch_size,
-        )
+    replies = loop.reply(prompts, args.eval_temperature, stream(args.seed, "evaluation", 0))
     scores = loop.scorer(prompts, replies.tokens, rows)
     batches = lay_out(prompts, replies.tokens, loop.micro_batch_size, loop.pad_id, policy.device)
     k1, k3 = kl_of_replies(forward, policy, loop.reference, batches, reply_mask(replies.tokens, policy.device))

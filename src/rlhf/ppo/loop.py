@@ -15,18 +15,9 @@ from rlhf.generation.logprobs import Forward, kl_estimates
 from rlhf.generation.sampling import Replies, sample_replies, stream
 from rlhf.models.layers import dense_base
 from rlhf.models.roles import Role
-from rlhf.ppo import logged
-from rlhf.ppo.objective import KLController, RunningMoments, generalized_advantages, shape_scores, token_rewards, whiten
-from rlhf.ppo.update import (
-    Experience,
-    UpdateStats,
-    clip_gradients,
-    collect,
-    minibatches,
-    policy_backward,
-    require_finite,
-    value_backward,
-)
+from rlhf.ppo import logged, objective
+from rlhf.ppo.objective import KLController, RunningMoments
+from rlhf.ppo.update import Experience, UpdateStats, backward, clip_gradients, collect, minibatches, require_finite
 from rlhf.process import peak_memory_mb
 from rlhf.rewards.scorers import Scorer
 
@@ -111,16 +102,20 @@ class Loop:
         """The rollout: one reply a prompt from the policy as it is now."""
         args = self.args
         dense = dense_base(self.policy.model) if args.rollout_base == "dense" else nullcontext()
-        with dense, self.forward.autocast():
+        with dense:
+            return self.reply(prompts, args.temperature, stream(args.seed, "sampling", update))
+
+    def reply(self, prompts: list[list[int]], temperature: float, generator: torch.Generator) -> Replies:
+        with self.forward.autocast():
             return sample_replies(
                 self.policy,
                 prompts,
-                max_new_tokens=args.response_length,
-                temperature=args.temperature,
+                max_new_tokens=self.args.response_length,
+                temperature=temperature,
                 eos_ids=self.eos_ids,
                 pad_id=self.pad_id,
-                generator=stream(args.seed, "sampling", update),
-                chunk_size=args.local_rollout_forward_batch_size,
+                generator=generator,
+                chunk_size=self.args.local_rollout_forward_batch_size,
             )
 
     def update(self, update: int) -> dict[str, float]:
@@ -142,12 +137,12 @@ class Loop:
         experience = collect(self.forward, self.policy, self.reference, self.value, batches, mask)
         k1, k3 = kl_estimates(experience.logprobs, experience.reference_logprobs)
         kl_coef = self.kl_controller.coefficient
-        rewards = token_rewards(k1, scores.to(device), mask, kl_coef)
+        rewards = objective.token_rewards(k1, scores.to(device), mask, kl_coef)
         if args.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
-        advantages, returns = generalized_advantages(rewards, experience.values, mask, args.gamma, args.lam)
+            rewards = objective.whiten(rewards, mask, shift_mean=False)
+        advantages, returns = objective.generalized_advantages(rewards, experience.values, mask, args.gamma, args.lam)
         if args.whiten_advantages:
-            advantages = whiten(advantages, mask)
+            advantages = objective.whiten(advantages, mask)
         require_finite(update, {"objective/kl": k1[mask], "value/mean": experience.values[mask]})
         clock.append(time.time())
         peaks.append(peak_memory_mb()[memory])
@@ -176,7 +171,7 @@ class Loop:
         if args.reward_normalization == "running":
             self.moments.update(raw)
             center, scale = self.moments.mean, self.moments.std
-        return shape_scores(
+        return objective.shape_scores(
             raw,
             ended,
             center=center,
@@ -194,16 +189,24 @@ class Loop:
         The policy's graph is gone before the value's is built: they share no parameter, so the gradients are the same
         and only one graph is in memory. Raises NonFinite before a step that would spoil the weights.
         """
-        args, forward, policy, value, stats = self.args, self.forward, self.policy, self.value, UpdateStats()
-        policy_parameters, value_parameters = ([p for _, p in role.trainable()] for role in (policy, value))
+        args, stats = self.args, UpdateStats()
+        policy_parameters, value_parameters = ([p for _, p in role.trainable()] for role in (self.policy, self.value))
+
+        def policy_loss(batch: MicroBatch) -> objective.PolicyTerms:
+            new, old = self.forward.logprobs(self.policy, batch), batch.pick(experience.logprobs)
+            return objective.policy_terms(new, old, batch.pick(advantages), args.cliprange)
+
+        def value_loss(batch: MicroBatch) -> objective.ValueTerms:
+            new, old = self.forward.values(self.value, batch), batch.pick(experience.values)
+            return objective.value_terms(new, old, batch.pick(returns), args.cliprange_value)
+
         generator = stream(args.seed, "minibatches", update)
         with self._train_mode():
             for _ in range(args.num_ppo_epochs):
                 for minibatch in minibatches(batches, args.num_mini_batches, generator):
                     self.optimizer.zero_grad(set_to_none=True)
                     if update > args.value_warmup_updates:
-                        old = experience.logprobs
-                        terms = policy_backward(forward, policy, minibatch, old, advantages, args.cliprange)
+                        terms = backward(self.policy, minibatch, policy_loss)
                         norm = clip_gradients(policy_parameters, args.max_grad_norm)
                         require_finite(update, {"loss/policy_avg": terms.loss, "policy/grad_norm": norm})
                         stats.policy.append(terms)
@@ -212,8 +215,7 @@ class Loop:
                             stats.stopped_early = True
                             self.optimizer.zero_grad(set_to_none=True)
                             return stats
-                    ranges = (args.cliprange_value, args.vf_coef)
-                    terms = value_backward(forward, value, minibatch, experience.values, returns, *ranges)
+                    terms = backward(self.value, minibatch, value_loss, args.vf_coef)
                     norm = clip_gradients(value_parameters, args.max_grad_norm)
                     require_finite(update, {"loss/value_avg": terms.loss, "value/grad_norm": norm})
                     stats.value.append(terms)

@@ -1,6 +1,6 @@
 """The passes over a rollout: what is computed once, and each minibatch's two backward passes and clipping."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from rlhf.errors import NonFinite
 from rlhf.generation.batches import MicroBatch
 from rlhf.generation.logprobs import Forward
 from rlhf.models.roles import Role
-from rlhf.ppo.objective import PolicyTerms, ValueTerms, policy_terms, value_terms
+from rlhf.ppo.objective import PolicyTerms, ValueTerms
 
 Terms = TypeVar("Terms", PolicyTerms, ValueTerms)
 
@@ -68,41 +68,19 @@ def minibatches(batches: Sequence[MicroBatch], count: int, generator: torch.Gene
     return [[batches[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
-def policy_backward(
-    forward: Forward, policy: Role, minibatch: Sequence[MicroBatch], old: Tensor, advantages: Tensor, cliprange: float
-) -> PolicyTerms:
-    """Accumulates the policy's gradient of one minibatch; returns its terms as means over tokens."""
-    tokens, parts = sum(batch.tokens for batch in minibatch), []
-    with policy.active():
-        for batch in minibatch:
-            logprobs = forward.logprobs(policy, batch)
-            terms = policy_terms(logprobs, batch.pick(old), batch.pick(advantages), cliprange)
-            (terms.loss / tokens).backward()
-            parts.append(replace(terms, loss=terms.loss.detach()))
-    return per_token(parts, tokens)
+def backward(
+    role: Role, minibatch: Sequence[MicroBatch], terms_of: Callable[[MicroBatch], Terms], coefficient: float = 1.0
+) -> Terms:
+    """Accumulates the role's gradient of `coefficient` times the loss of one minibatch, a mean over its tokens.
 
-
-def value_backward(
-    forward: Forward,
-    value: Role,
-    minibatch: Sequence[MicroBatch],
-    old: Tensor,
-    returns: Tensor,
-    cliprange: float,
-    coefficient: float,
-) -> ValueTerms:
-    """As `policy_backward`, for `coefficient` times the value's loss."""
+    Returns the terms of the minibatch from those of its micro-batches: sums become means; of a `_max`, the largest.
+    """
     tokens, parts = sum(batch.tokens for batch in minibatch), []
-    with value.active():
+    with role.active():
         for batch in minibatch:
-            terms = value_terms(forward.values(value, batch), batch.pick(old), batch.pick(returns), cliprange)
+            terms = terms_of(batch)
             (coefficient * terms.loss / tokens).backward()
             parts.append(replace(terms, loss=terms.loss.detach()))
-    return per_token(parts, tokens)
-
-
-def per_token(parts: Sequence[Terms], tokens: int) -> Terms:
-    """A minibatch's terms from its micro-batches': sums become means over `tokens`; of a `_max`, the largest."""
     means: dict[str, Any] = {}
     for name in vars(parts[0]):
         column = [getattr(part, name) for part in parts]
