@@ -106,11 +106,11 @@ def spoil_reward(trainer, bad):
 
 def spoil_loss(name):
     def spoil(trainer, bad, monkeypatch):
-        from rlhf.ppo import update
+        from rlhf.ppo import objective
 
-        terms = getattr(update, name)
+        terms = getattr(objective, name)
         spoiled = lambda *a: replace(made := terms(*a), loss=made.loss * bad)  # noqa: E731
-        monkeypatch.setattr(update, name, spoiled)
+        monkeypatch.setattr(objective, name, spoiled)
 
     return spoil
 

@@ -42,10 +42,8 @@ def with_adapter(stage: Stage, base: Any, start: str | None, task: str) -> Any:
     if start is not None:
         stored = read_adapter_config(Path(start), stage.model.path, "method.start_from")
         if lora.r < stored.r:
-            why = f"method.start_from={start} has rank {stored.r}"
-            raise Refusal(
-                "adapter.args.r", lora.r, why, fix=f"adapter.args.r={stored.r} or more, or train that stage again"
-            )
+            fix = f"adapter.args.r={stored.r} or more, or train that stage again"
+            raise Refusal("adapter.args.r", lora.r, f"method.start_from={start} has rank {stored.r}", fix=fix)
         widen = _scale(stored) / _scale(lora)
     if task == "SEQ_CLS":
         lora.modules_to_save = ["score"]
@@ -94,7 +92,7 @@ HEAD_MODULES = {"score", "classifier"}
 
 
 def read_adapter_config(folder: Path, base: str | None, key: str) -> Any:
-    """The LoRA config in an adapter folder, checked against the name of the base it will sit on.
+    """The LoRA config in an adapter folder as one for a causal LM, checked against the name of the base it will sit on.
 
     Raises a Refusal of `key=folder`: no adapter there, not LoRA, another base, or one that changed its base or holds
     full layers.
@@ -123,7 +121,7 @@ def read_adapter_config(folder: Path, base: str | None, key: str) -> Any:
     if extra := sorted(set(config.modules_to_save or ()) - HEAD_MODULES):
         fix = "train it with LoRA on them instead: adapter.args.target_modules"
         raise Refusal(key, folder, f"modules_to_save has {extra}, which are full layers", fix=fix)
-    config.modules_to_save = None
+    config.modules_to_save, config.task_type = None, "CAUSAL_LM"
     return copy_config(config)
 
 
@@ -197,11 +195,8 @@ def _fits(name: str, given: Tensor, own: Tensor, widen: bool) -> bool:
     if not widen:
         return given.shape == own.shape
     rank = 0 if ".lora_A." in name else 1
-    return (
-        given.ndim == own.ndim == 2
-        and given.shape[1 - rank] == own.shape[1 - rank]
-        and given.shape[rank] <= own.shape[rank]
-    )
+    kept = given.ndim == own.ndim == 2 and given.shape[1 - rank] == own.shape[1 - rank]
+    return kept and given.shape[rank] <= own.shape[rank]
 
 
 def switch_adapter(peft: Any, adapter: str | None) -> None:
@@ -218,9 +213,8 @@ def switch_adapter(peft: Any, adapter: str | None) -> None:
 
 def copy_adapter(peft: Any, source: str | None, target: str) -> None:
     """Adds a frozen copy of the adapter `source` under the name `target`; the active adapter stays the same."""
-    config = copy_config(peft.peft_config[source])
     flags = [(p, p.requires_grad) for p in peft.parameters()]
-    peft.add_adapter(target, config)
+    peft.add_adapter(target, copy_config(peft.peft_config[source]))
     weights = dict(peft.named_parameters())
     with torch.no_grad():
         for name, parameter in weights.items():
@@ -234,7 +228,5 @@ def copy_adapter(peft: Any, source: str | None, target: str) -> None:
 def copy_config(config: Any) -> Any:
     """The same LoRA with plain initialization: the weights are loaded over it, the base must not be touched."""
     config = copy.deepcopy(config)
-    config.inference_mode = False
-    config.lora_dropout = 0.0
-    config.init_lora_weights = True
+    config.inference_mode, config.lora_dropout, config.init_lora_weights = False, 0.0, True
     return config

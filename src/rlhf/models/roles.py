@@ -44,11 +44,9 @@ class ScalarHead(nn.Module):
         self.linear = linear.float()
 
     @classmethod
-    def of_size(
-        cls, hidden_size: int, weight: Tensor | None = None, device: torch.device | None = None
-    ) -> "ScalarHead":
-        """A head with the given `[1, H]` weight, or zeros: the value of every state then starts at 0."""
-        head = cls(nn.Linear(hidden_size, 1, bias=False, device=device))
+    def on(cls, base: Any, weight: Tensor | None = None) -> "ScalarHead":
+        """A head for `base` with the given `[1, H]` weight, or zeros: the value of every state then starts at 0."""
+        head = cls(nn.Linear(base.config.get_text_config().hidden_size, 1, bias=False, device=base.device))
         with torch.no_grad():
             head.linear.weight.copy_(weight) if weight is not None else head.linear.weight.zero_()
         return head
@@ -91,10 +89,6 @@ class Role:
         return self.model.device
 
     @property
-    def hidden_size(self) -> int:
-        return self.model.config.get_text_config().hidden_size
-
-    @property
     def embeddings(self) -> int:
         """How many token ids the model takes."""
         return self.model.get_input_embeddings().num_embeddings
@@ -102,8 +96,7 @@ class Role:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that belongs to this role alone: its adapter and head, or its whole model."""
         seen = set()
-        own = self.model if self.peft is None else self.peft
-        for name, parameter in own.named_parameters():
+        for name, parameter in (self.model if self.peft is None else self.peft).named_parameters():
             if self.peft is None or f".{self.adapter}." in name:
                 seen.add(id(parameter))
                 yield name, parameter
@@ -173,13 +166,10 @@ class Role:
             theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             difference = float((ours - theirs).abs().max())
-            raise Refusal(
-                "model",
-                type(self.model).__name__,
-                f"its logits are not its LM head of its last hidden state (they differ by {difference:.3g}), so "
-                "log-probabilities of reply tokens cannot be computed in chunks",
-                fix="an architecture whose head is a plain linear layer, with or without a soft cap",
-            )
+            why = f"its logits are not its LM head of its last hidden state (they differ by {difference:.3g}), so "
+            why += "log-probabilities of reply tokens cannot be computed in chunks"
+            fix = "an architecture whose head is a plain linear layer, with or without a soft cap"
+            raise Refusal("model", type(self.model).__name__, why, fix=fix)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -208,9 +198,8 @@ def save_role(role: Role, folder: Path) -> None:
     if role.head is not None:
         tensors[HEAD_KEY] = role.head.linear.weight
         config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier", "score"]
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
-    )
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    save_file(whole, folder / WEIGHTS, {"format": "pt"})
     config.save_pretrained(folder)
 
 

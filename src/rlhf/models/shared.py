@@ -11,15 +11,8 @@ from torch import Tensor
 
 from rlhf.config import Stage
 from rlhf.errors import Refusal
-from rlhf.models.adapters import (
-    WEIGHTS,
-    check_targets,
-    copy_adapter,
-    copy_config,
-    fill_adapter,
-    read_adapter_config,
-    switch_adapter,
-)
+from rlhf.models import adapters
+from rlhf.models.adapters import WEIGHTS, copy_adapter, fill_adapter, read_adapter_config
 from rlhf.models.base import load_base
 from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.roles import Role, ScalarHead, disable_dropout
@@ -73,8 +66,8 @@ def shared_roles(
         policy_start = Path(policy_start)
         config = read_adapter_config(policy_start, getattr(base.config, "_name_or_path", None), START)
     else:
-        check_targets(lora, base)
-        config = copy_config(lora)
+        adapters.check_targets(lora, base)
+        config = adapters.copy_config(lora)
     config.task_type = "CAUSAL_LM"
     peft = PeftModelForCausalLM(base, config, adapter_name="policy")
     if policy_start:
@@ -85,12 +78,11 @@ def shared_roles(
     copy_adapter(peft, str(rewards[0].adapter) if rewards else "policy", "value")
     first = rewards[0].head if rewards and value_head == "copy" else None
 
-    switch_adapter(peft, "policy")
+    adapters.switch_adapter(peft, "policy")
     for name, parameter in peft.named_parameters():
         parameter.requires_grad_(".policy." in name or ".value." in name)
     disable_dropout(peft)
-    hidden_size = base.config.get_text_config().hidden_size
-    start = ScalarHead.of_size(hidden_size, first.linear.weight if first else None, base.device)
+    start = ScalarHead.on(base, first.linear.weight if first else None)
     return Roles(
         policy=Role("policy", base, peft=peft, adapter="policy", trained=True),
         reference=Role("reference", base, peft=peft, adapter="reference"),
@@ -105,7 +97,6 @@ def _add_reward(peft: Any, base: Any, tokenizer: Any, folder: Path, index: int) 
     name = f"reward{index or ''}"
     config = read_adapter_config(folder, getattr(base.config, "_name_or_path", None), REWARD)
     check_tokenizer(folder, tokenizer, REWARD)
-    config.task_type = "CAUSAL_LM"
     peft.add_adapter(name, config)
     head = reward_head(fill_adapter(peft, name, folder, REWARD), base, folder, REWARD)
     return Role("reward", base, peft=peft, adapter=name, head=head)
@@ -116,13 +107,12 @@ def reward_head(weight: Tensor | None, base: Any, folder: Path, key: str) -> Sca
     hidden_size = base.config.get_text_config().hidden_size
     if weight is None:
         why = f"{WEIGHTS} has no `score.weight`, so it is not the adapter of a reward model, or its head was not saved"
-        raise Refusal(
-            key, folder, why, fix="train one with method=reward, or with task_type=SEQ_CLS, which saves the head"
-        )
+        fix = "train one with method=reward, or with task_type=SEQ_CLS, which saves the head"
+        raise Refusal(key, folder, why, fix=fix)
     if tuple(weight.shape) != (1, hidden_size):
         why = f"its `score` head has shape {tuple(weight.shape)}, wanted (1, {hidden_size}): one label on this base"
         raise Refusal(key, folder, why, fix="train it again with one label, on this base")
-    return ScalarHead.of_size(hidden_size, weight, base.device).requires_grad_(False)
+    return ScalarHead.on(base, weight).requires_grad_(False)
 
 
 def scalar_role(name: str, model: Any, trained: bool) -> Role:
@@ -156,10 +146,8 @@ def load_roles(
     were.
     """
     if stage.adapter.name == "none":
-        roles = {
-            name: Role(name, load_base(stage, tokenizer, path=str(folder) if folder else None).eval())
-            for name, folder in folders.items()
-        }
+        paths = {name: str(folder) if folder else None for name, folder in folders.items()}
+        roles = {name: Role(name, load_base(stage, tokenizer, path=path).eval()) for name, path in paths.items()}
         if reward is not None:
             model = load_base(stage, tokenizer, path=str(reward), reward=True).eval()
             roles["reward"] = scalar_role("reward", model, trained=False)
@@ -172,7 +160,6 @@ def load_roles(
         if folder is None:
             continue
         config = read_adapter_config(folder, base.config._name_or_path, name)
-        config.task_type = "CAUSAL_LM"
         if peft is None:
             peft = PeftModelForCausalLM(base, config, adapter_name=name)
         else:
@@ -182,7 +169,5 @@ def load_roles(
             heads[name] = reward_head(weight, base, folder, name)
     base.eval().requires_grad_(False)
     disable_dropout(base)
-    return {
-        name: Role(name, base, peft=peft, adapter=name if folder else None, head=heads.get(name))
-        for name, folder in folders.items()
-    }
+    names = {name: name if folder else None for name, folder in folders.items()}
+    return {name: Role(name, base, peft=peft, adapter=own, head=heads.get(name)) for name, own in names.items()}

@@ -22,8 +22,7 @@ def load_tokenizer(stage: Stage) -> "PreTrainedTokenizerBase":
 
     Raises:
         Refusal: a named token that isn't in the vocabulary, no padding token, or padding equal to EOS: then the end of
-        a
-            reply would be masked as padding, and the model would never learn to stop.
+            a reply would be masked as padding, and the model would never learn to stop.
     """
     from transformers import AutoTokenizer
 
@@ -62,15 +61,12 @@ def renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
 
 def prompt_renderer(stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
     """The same for prompts that a policy answers: pretraining on bare text does not take the chat template away."""
-    bare = stage.model.chat_template == "plain" or (
-        stage.dataset.format == "plain" and "text" not in stage.dataset.columns
-    )
-    return Renderer(tokenizer, plain=bare)
+    bare = stage.dataset.format == "plain" and "text" not in stage.dataset.columns
+    return Renderer(tokenizer, plain=bare or stage.model.chat_template == "plain")
 
 
 def _settle(tokenizer: "PreTrainedTokenizerBase", model: Model) -> None:
-    template = template_file(model.chat_template)
-    if template is not None:
+    if (template := template_file(model.chat_template)) is not None:
         tokenizer.chat_template = template.read_text()
     vocabulary = tokenizer.get_vocab()
     for key, token in (("eos_token", model.eos_token), ("pad_token", model.pad_token)):

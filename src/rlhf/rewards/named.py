@@ -33,8 +33,8 @@ def named_rewards(stage: Stage, tokenizer: Any, rows: Any) -> list[Named]:
     """The rewards of a stage in the order of its configuration; reads configs and tokenizers, no weights.
 
     Raises:
-        Refusal: something that is not there, does not fit the base, or has several labels and none
-            chosen; a rule on rows that lack what it reads.
+        Refusal: something that is not there, does not fit the base, or has several labels and none chosen; a rule on
+            rows that lack what it reads.
     """
     label = stage.method.reward_label
     found = [named_reward(source, stage, tokenizer, label) for source in stage.method.reward_models]
@@ -102,9 +102,8 @@ def load_scorer(reward: Named, stage: Stage, tokenizer: Any) -> Any:
         return load_base(stage, tokenizer, path=reward.source, reward=True)
     from transformers import AutoModelForSequenceClassification
 
-    model = pretrained(
-        AutoModelForSequenceClassification, reward.source, KEY, raised=OSError, **placement(stage)
-    ).eval()
+    options = placement(stage)
+    model = pretrained(AutoModelForSequenceClassification, reward.source, KEY, raised=OSError, **options).eval()
     plain_4bit_kernels(model)
     size = stage.hardware.micro_batch_size
     return TextScorer(model.requires_grad_(False), reward.tokenizer, tokenizer, reward.label, size)

@@ -92,10 +92,8 @@ class TextScorer:
         ids = self.tokenizer(text, add_special_tokens=own, truncation=False)["input_ids"]
         if len(ids) > self.limit:
             if not self.told:
-                print(
-                    f"a text of {len(ids)} tokens is scored by its last {self.limit}: {self.model.name_or_path}",
-                    flush=True,
-                )
+                cut = f"a text of {len(ids)} tokens is scored by its last {self.limit}: {self.model.name_or_path}"
+                print(cut, flush=True)
             self.told = True
             self.tokenizer.truncation_side = "left"
             ids = self.tokenizer(text, add_special_tokens=own, truncation=True, max_length=self.limit)["input_ids"]
@@ -107,9 +105,8 @@ class TextScorer:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         size = self.batch_size if self.tokenizer.pad_token_id is not None else 1
         scores = torch.zeros(len(texts))
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
-            padding = "longest" if size > 1 else False
+        padding = "longest" if size > 1 else False
+        for some in (order[start : start + size] for start in range(0, len(order), size)):
             batch = self.tokenizer.pad({"input_ids": [texts[i] for i in some]}, padding=padding, return_tensors="pt")
             scores[some] = self.model(**batch.to(self.model.device)).logits[:, self.label].float().cpu()
         return scores
