@@ -117,22 +117,23 @@ def reward_head(weight: Tensor | None, base: Any, folder: Path, key: str) -> Sca
 
 def scalar_role(name: str, model: Any, trained: bool) -> Role:
     """A reward or value role from a sequence classifier, plain or under PEFT."""
-    peft, base = unwrap(model)
+    peft, base, adapter = unwrap(model)
     score, key = getattr(base, "score", None), f"{name}_model"
     if score is None:
         fix = "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)"
         raise Refusal(key, type(base).__name__, "has no `score` head", fix=fix)
     if peft is not None and hasattr(score, "modules_to_save"):
-        score = score.modules_to_save[peft.active_adapter]
+        score = score.modules_to_save[adapter]
     if score.out_features != 1:
         why = f"has {score.out_features} labels and none is chosen"
         raise Refusal(key, type(base).__name__, why, fix="num_labels=1, or a function that picks the label as a scorer")
-    adapter = peft.active_adapter if peft is not None else None
     return Role(name, base, peft=peft, adapter=adapter, head=ScalarHead(score), trained=trained)
 
 
-def unwrap(model: Any) -> tuple[Any, Any]:
-    return (model, model.get_base_model()) if isinstance(model, PeftModel) else (None, model)
+def unwrap(model: Any) -> tuple[Any, Any, Any]:
+    """The PeftModel, or None, what is below it, and the name of the adapter that is active."""
+    peft = model if isinstance(model, PeftModel) else None
+    return peft, model.get_base_model() if peft else model, peft.active_adapter if peft else None
 
 
 @torch.random.fork_rng()

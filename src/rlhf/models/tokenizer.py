@@ -149,10 +149,7 @@ def check_tokenizer(folder: Path, tokenizer: Any, key: str) -> None:
     """Token ids go straight from the policy into the reward role, so both must mean the same by them (TRL#1674)."""
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return
-    from transformers import AutoTokenizer
-
-    stored: Any = AutoTokenizer.from_pretrained(str(folder))
-    ours, theirs = tokenizer.get_vocab(), stored.get_vocab()
+    ours, theirs = tokenizer.get_vocab(), saved_tokenizer(folder).get_vocab()
     if ours != theirs:
         differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
         why = f"its tokenizer differs from the policy's in {len(differing)} tokens (first: {differing[:3]})"

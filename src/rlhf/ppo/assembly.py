@@ -103,24 +103,22 @@ def policy_roles(
             why = "model is a PeftModel already, which it would wrap a second time"
             raise Refusal("peft_config", type(peft_config).__name__, why, fix="peft_config=None")
         model = get_peft_model(model, peft_config)
-    peft, base = unwrap(model)
+    peft, base, active = unwrap(model)
     known = [] if peft is None else list(peft.peft_config)
     for key, name in zip(("model_adapter_name", "ref_adapter_name"), adapters, strict=True):
         if name is not None and name not in known:
             raise Refusal(key, name, "is not an adapter of model", allowed=known or ["none"], fix=f"{key}=null")
-    adapter = (adapters[0] or peft.active_adapter) if peft is not None else None
+    adapter = adapters[0] or active
     if adapters[1] is not None and (reference is not None or adapters[1] == adapter):
         why = "there is a ref_model too" if reference is not None else "that is the policy's adapter, which changes"
         raise Refusal("ref_adapter_name", adapters[1], why, fix="ref_adapter_name=null")
     policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
     if reference is not None:
-        reference_peft, reference_base = unwrap(reference)
-        reference_adapter = reference_peft.active_adapter if reference_peft is not None else None
-        return policy, Role("reference", reference_base, peft=reference_peft, adapter=reference_adapter)
+        peft, base, active = unwrap(reference)
+        return policy, Role("reference", base, peft=peft, adapter=active)
     if adapters[1] is not None:
         return policy, Role("reference", base, peft=peft, adapter=adapters[1])
     if peft is None:
-        frozen = copy.deepcopy(base).requires_grad_(False)
-        return policy, Role("reference", frozen)
+        return policy, Role("reference", copy.deepcopy(base).requires_grad_(False))
     copy_adapter(peft, adapter, "reference")
     return policy, Role("reference", base, peft=peft, adapter="reference")

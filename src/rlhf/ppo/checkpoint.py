@@ -68,11 +68,10 @@ STATE = "ppo_state.json"
 
 def fingerprint(trainer: Any) -> dict[str, Any]:
     """What must be the same for a run to continue; prompts and random numbers are functions of it."""
-    args = trainer.args
     return {
         "prompts": trainer.prompts.rows,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
+        "batch_size": trainer.args.batch_size,
+        "seed": trainer.args.seed,
         "policy_parameters": len(trainer.policy.trainable()),
         "value_parameters": len(trainer.value.trainable()),
     }
@@ -112,10 +111,8 @@ def find(resume_from: bool | str | Path, output_dir: Path) -> Path:
 def restore(trainer: Any, folder: Path) -> None:
     """Puts a trainer into the state in which it wrote `folder`."""
     stored = json.loads((folder / STATE).read_text())
-    now = fingerprint(trainer)
-    differing = [
-        f"{k} was {stored['fingerprint'].get(k)}, is {v}" for k, v in now.items() if stored["fingerprint"].get(k) != v
-    ]
+    was = stored["fingerprint"]
+    differing = [f"{k} was {was.get(k)}, is {v}" for k, v in fingerprint(trainer).items() if was.get(k) != v]
     if differing:
         why, fix = f"belongs to another run: {'; '.join(differing)}", "the settings of that run, or another output_dir"
         raise Refusal("resume_from_checkpoint", folder, why, fix=fix)

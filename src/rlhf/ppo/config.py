@@ -175,10 +175,8 @@ def set_batch_sizes(args: Any, rows: int) -> int:
     sizes |= {"local_mini_batch_size": minibatch, "mini_batch_size": minibatch}
     for name, size in sizes.items():
         if getattr(args, name) not in (None, size):
-            why = (
-                f"contradicts the {size} that follows from per_device_train_batch_size, gradient_accumulation_steps, "
-                "num_mini_batches and total_episodes"
-            )
+            why = f"contradicts the {size} that follows from per_device_train_batch_size, gradient_accumulation_steps, "
+            why += "num_mini_batches and total_episodes"
             raise Refusal(name, getattr(args, name), why, fix=f"{name}=null")
         setattr(args, name, size)
     return min(most, minibatch)
@@ -187,9 +185,8 @@ def set_batch_sizes(args: Any, rows: int) -> int:
 def parameter_groups(policy: Role, value: Role, args: Any) -> list[dict[str, Any]]:
     """One group a role with its own learning rate, split only where weight decay spares vectors (norms and biases)."""
     value_rate = args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
-    rates = ((policy, args.learning_rate), (value, value_rate))
     groups = []
-    for role, rate in rates:
+    for role, rate in ((policy, args.learning_rate), (value, value_rate)):
         parameters = [p for _, p in role.trainable()]
         matrices = [p for p in parameters if p.ndim > 1] if args.weight_decay else parameters
         vectors = [p for p in parameters if p.ndim <= 1] if args.weight_decay else []
@@ -205,13 +202,7 @@ def learning_rates(args: Any, optimizer: torch.optim.Optimizer, updates: int) ->
     Theirs is 0 at step 0; with a step a rollout, a whole rollout would be spent on it.
     """
     warmup = args.get_warmup_steps(updates)
-    theirs = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=updates,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-    )
+    theirs = get_scheduler(args.lr_scheduler_type, optimizer, warmup, updates, args.lr_scheduler_kwargs)
     if not warmup or not isinstance(theirs, LambdaLR):
         return theirs
     shape = theirs.lr_lambdas[0]

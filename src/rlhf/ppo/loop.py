@@ -171,15 +171,8 @@ class Loop:
         if args.reward_normalization == "running":
             self.moments.update(raw)
             center, scale = self.moments.mean, self.moments.std
-        return objective.shape_scores(
-            raw,
-            ended,
-            center=center,
-            scale=scale,
-            clip=args.reward_clip,
-            missing_eos_penalty=args.missing_eos_penalty,
-            replace=args.missing_eos_mode == "replace",
-        )
+        eos = {"missing_eos_penalty": args.missing_eos_penalty, "replace": args.missing_eos_mode == "replace"}
+        return objective.shape_scores(raw, ended, center=center, scale=scale, clip=args.reward_clip, **eos)
 
     def optimize(
         self, batches: Sequence[MicroBatch], experience: Experience, advantages: Tensor, returns: Tensor, update: int

@@ -147,9 +147,8 @@ class PPOTrainer(trl_ppo.PPOTrainer):
 
     def _build_callbacks(self, callbacks: list[Any] | None) -> None:
         every = DEFAULT_CALLBACKS + get_reporting_integration_callbacks(self.args.report_to) + (callbacks or [])
-        self.callback_handler = CallbackHandler(
-            every, self.model, self.processing_class, self.optimizer, self.lr_scheduler
-        )
+        trained = (self.model, self.processing_class, self.optimizer, self.lr_scheduler)
+        self.callback_handler = CallbackHandler(every, *trained)
         self.add_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
         self.control = TrainerControl()
         self.state = OnlineTrainerState(
@@ -267,7 +266,6 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         stateful = [cb for cb in [*self.callback_handler.callbacks, self.control] if isinstance(cb, ExportableState)]
         states: Any = {type(cb).__name__: cb.state() for cb in stateful}
         self.state.stateful_callbacks = states
-
         self.create_model_card(model_name=output.name)
 
         def write(partial: Path) -> None:
