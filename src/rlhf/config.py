@@ -252,10 +252,9 @@ def read_stage(folder: Path) -> Stage:
         return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
     except OmegaConfBaseException as error:
         again = " ".join(json.loads((folder / "run.json").read_text())["command"])
-        raise ConfigError(
-            f"{folder}/config.yaml: {error.full_key} is not read by this version ({str(error).splitlines()[0]})\n"
-            f"  fix: make the run again: {again} run.overwrite=true"
-        ) from error
+        what = f"{error.full_key} is not read by this version ({str(error).splitlines()[0]})"
+        fix = f"make the run again: {again} run.overwrite=true"
+        raise ConfigError(f"{folder}/config.yaml: {what}\n  fix: {fix}") from error
 
 
 def needs(cfg: DictConfig) -> list[str]:
@@ -276,11 +275,9 @@ def split_batch(stage: Stage) -> tuple[int, int]:
     step = micro * devices
     if stage.batch_size < 1 or stage.batch_size % step:
         below = stage.batch_size // step * step
-        allowed = [str(size) for size in (below, below + step) if size > 0]
-        raise ConfigError(
-            f"batch_size={stage.batch_size} does not divide by hardware.devices={devices} x "
-            f"hardware.micro_batch_size={micro}\n  fix: batch_size={' or batch_size='.join(allowed)}"
-        )
+        what = f"does not divide by hardware.devices={devices} x hardware.micro_batch_size={micro}"
+        fix = " or ".join(f"batch_size={size}" for size in (below, below + step) if size > 0)
+        raise ConfigError(f"batch_size={stage.batch_size} {what}\n  fix: {fix}")
     return micro, stage.batch_size // step
 
 

@@ -45,10 +45,9 @@ def enter(main: Callable[..., Any], schema: type | None = None) -> None:
             sys.argv[1:] = hydra_arguments(sys.argv[1:], usage)
             main()
             if {"-m", "--multirun"} & set(sys.argv) and not _swept:
-                raise ConfigError(
-                    f"{' '.join(sys.argv[1:])}: no job to run; glob(...) chooses among the options of a group\n"
-                    "  fix: the values themselves, e.g. seed=1,2"
-                )
+                what = "no job to run; glob(...) chooses among the options of a group"
+                fix = "the values themselves, e.g. seed=1,2"
+                raise ConfigError(f"{' '.join(sys.argv[1:])}: {what}\n  fix: {fix}")
         else:
             main(arguments(schema, sys.argv[1:], usage))
     except BaseException as error:

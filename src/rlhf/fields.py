@@ -19,15 +19,10 @@ def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
     """`settings` with the types of the fields of dataclass `cls`; all problems are reported at once."""
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
-    problems = [
-        f"{where}.{key} is not a field of {cls.__module__.split('.')[0]}.{cls.__name__}{nearest(key, known)}"
-        for key in settings
-        if key not in known
-    ]
+    unknown, owner = [key for key in settings if key not in known], f"{cls.__module__.split('.')[0]}.{cls.__name__}"
+    problems = [f"{where}.{key} is not a field of {owner}{nearest(key, known)}" for key in unknown]
     values = {}
-    for key, value in settings.items():
-        if key not in known:
-            continue
+    for key, value in ((key, value) for key, value in settings.items() if key in known):
         try:
             values[key] = typed(hints[key], value)
         except ConfigError as error:
@@ -52,7 +47,8 @@ def typed(hint: Any, value: Any) -> Any:
     try:
         return OmegaConf.merge(OmegaConf.structured(schema), {"value": value}).value
     except OmegaConfBaseException as error:
-        raise ConfigError(f"is not {_article(kind)}") from error
+        what = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+        raise ConfigError(f"is not {what}") from error
 
 
 def _scalar(hint: Any) -> type | None:
@@ -60,7 +56,3 @@ def _scalar(hint: Any) -> type | None:
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kinds = [kind for kind in members if kind is not type(None)]
     return kinds[0] if len(kinds) == 1 and kinds[0] in (int, float, bool, str) else None
-
-
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]

@@ -43,10 +43,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 entries.append({**json.loads(line.decode())})
         except (ValueError, TypeError) as error:
             if number < len(lines):  # else no line feed follows it
-                raise DataError(
-                    f"{path}, line {number} is no JSON object: {line[:60].decode(errors='replace')!r}\n"
-                    "  fix: delete that line, or make the file again"
-                ) from error
+                what = f"line {number} is no JSON object: {line[:60].decode(errors='replace')!r}"
+                raise DataError(f"{path}, {what}\n  fix: delete that line, or make the file again") from error
     return entries
 
 

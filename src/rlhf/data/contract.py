@@ -7,7 +7,7 @@ dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ra
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any
@@ -72,21 +72,16 @@ def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = Non
     first = next(rows, None)
     if first is None:
         return None, rows
-    _check_columns(dataset, roles, [first])
+    check_columns(dataset, roles, [first])
     return first, chain([first], rows)
 
 
-def check_mapped(dataset: Dataset, rows: Sequence[Row]) -> None:
-    """Every mapped column must be in one of `rows`, the first of each split, also where this stage does not read it."""
-    if rows:
-        _check_columns(dataset, tuple(dataset.columns), rows)
-
-
-def _check_columns(dataset: Dataset, roles: Sequence[str], rows: Sequence[Row]) -> None:
+def check_columns(dataset: Dataset, roles: Iterable[str], rows: Sequence[Row]) -> None:
+    """Raise a DataError where none of `rows`, if there are any, has the column of one of `roles`."""
     there = list(dict.fromkeys(str(name) for row in rows for name in row.values))
     for role in roles:
         column = dataset.columns[role]
-        if column not in there:
+        if rows and column not in there:
             hint = f"{nearest(column, there)}\n  allowed: {', '.join(there)}"
             place = rows[0].where.rpartition(":")[0]
             raise DataError(f"dataset.columns.{role}={column}: not a column of {place}{hint}")
@@ -138,7 +133,8 @@ def prompt(dataset: Dataset, row: Row) -> Messages:
         return _checked(dataset, _asked(dataset, row), last="user")
     if "messages" in form:
         messages = dialogue(dataset, row)
-        return _checked(dataset, messages[: _last_user(messages) + 1], last="user")
+        asked = max((i + 1 for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+        return _checked(dataset, messages[:asked], last="user")
     return _split_pair(dataset, row)[0]
 
 
@@ -273,10 +269,6 @@ def _checked(dataset: Dataset, messages: Messages, last: str) -> Messages:
     if dataset.system is not None and turns[0] != "system":
         return [{"role": "system", "content": dataset.system}, *messages]
     return messages
-
-
-def _last_user(messages: Messages) -> int:
-    return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
 
 
 def _short(value: Any) -> str:

@@ -104,7 +104,8 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         opened["eval"] = _open(stage, splits.eval, kind)
     if splits.test is not None and stage.evaluation.prompts and method.leaves == "policy":
         opened["test"] = _open(stage, splits.test, "prompts", stage.evaluation.prompts)
-    contract.check_mapped(dataset, [first for first, _ in opened.values() if first is not None])
+    # also those that this stage does not read
+    contract.check_columns(dataset, dataset.columns, [first for first, _ in opened.values() if first is not None])
     ledgers = {role: Ledger() for role in opened}
     built: dict[str, datasets.Dataset] = {}
     for role in ("train", "eval"):
@@ -114,10 +115,9 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         columns = _collect(_tokens(stage, split, opened[role][1], kind, renderer, ledger))
         if not ledger.kept:
             reasons = ", ".join(f"{n} {reason}" for reason, n in ledger.dropped.items()) or "the split is empty"
-            raise DataError(
-                f"dataset.splits.{role}={split}: none of {ledger.read} rows is left ({reasons})\n"
-                f"  fix: dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
-            )
+            fix = f"dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
+            what = f"none of {ledger.read} rows is left ({reasons})"
+            raise DataError(f"dataset.splits.{role}={split}: {what}\n  fix: {fix}")
         built[role] = datasets.Dataset.from_dict(columns)
     test = []
     if "test" in opened:
@@ -230,10 +230,9 @@ def _prompts(
 def _too_long(dataset: Dataset, row: Row, ledger: Ledger, length: int) -> bool:
     """Whether a row over the limit is left out; `truncate` keeps it, `error` stops."""
     if dataset.long_rows == "error":
-        raise DataError(
-            f"{row.where}: {length} tokens, dataset.max_length={dataset.max_length}, dataset.max_prompt_length="
-            f"{dataset.max_prompt_length}\n  fix: raise them, or dataset.long_rows=drop"
-        )
+        limits = f"dataset.max_length={dataset.max_length}, dataset.max_prompt_length={dataset.max_prompt_length}"
+        fix = "raise them, or dataset.long_rows=drop"
+        raise DataError(f"{row.where}: {length} tokens, {limits}\n  fix: {fix}")
     if dataset.long_rows == "drop":
         ledger.drop("too long", row.where)
         return True

@@ -18,10 +18,9 @@ class Renderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", plain: bool) -> None:
         if not plain and not tokenizer.chat_template:
-            raise ConfigError(
-                "model.chat_template=null, but the tokenizer has no chat template of its own\n"
-                "  fix: model.chat_template=chatml (or llama3, gemma, zephyr, plain, or a Jinja file)"
-            )
+            fix = "model.chat_template=chatml (or llama3, gemma, zephyr, plain, or a Jinja file)"
+            what = "the tokenizer has no chat template of its own"
+            raise ConfigError(f"model.chat_template=null, but {what}\n  fix: {fix}")
         self.tokenizer = tokenizer
         self.plain = plain
 
@@ -38,10 +37,9 @@ class Renderer:
                 continue
             before, through = self._text(messages[:turn], reply_follows=True), self._text(messages[: turn + 1])
             if not through.startswith(before):
-                raise ConfigError(
-                    "model.chat_template renders earlier turns differently when the dialogue grows, so a mask can't be drawn\n"
-                    "  fix: model.chat_template=chatml (or another file of conf/chat_template/)"
-                )
+                what = "renders earlier turns differently when the dialogue grows, so a mask can't be drawn"
+                fix = "model.chat_template=chatml (or another file of conf/chat_template/)"
+                raise ConfigError(f"model.chat_template {what}\n  fix: {fix}")
             prefix, whole = self._ids(before), self._ids(through)
             if whole[: len(prefix)] != prefix:  # a token would span the border: split there instead
                 whole = prefix + self._ids(through[len(before) :], first=False)

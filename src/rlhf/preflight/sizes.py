@@ -81,10 +81,8 @@ def read_shape(sizes: Mapping[str, Any], where: str) -> Shape:
     sizes = {RENAMED.get(key, key): value for key, value in (sizes.get("text_config") or sizes).items()}
     kind = str(sizes.get("model_type"))
     if kind not in FAMILIES:
-        raise ConfigError(
-            f"{where}.model_type={kind} is not an architecture that can be planned{nearest(kind, FAMILIES)}\n"
-            f"  known: {', '.join(FAMILIES)}"
-        )
+        hint = f"{nearest(kind, FAMILIES)}\n  known: {', '.join(FAMILIES)}"
+        raise ConfigError(f"{where}.model_type={kind} is not an architecture that can be planned{hint}")
     needed = NEEDED if kind == "gpt2" else (*NEEDED, "intermediate_size")
     if missing := [key for key in needed if not isinstance(sizes.get(key), int)]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}\n  fix: copy them from the model's config.json")

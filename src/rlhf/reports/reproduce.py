@@ -18,10 +18,8 @@ SAVED = "reproduction.json"
 def check_stated(plan: Pipeline) -> None:
     """Refuse a recipe that has nothing to be compared with, before it trains for hours."""
     if not any(plan.stage(name).expect for name in plan.order):
-        raise ConfigError(
-            f"recipe={plan.recipe}: no stage has `expect`, so there is nothing to reproduce\n"
-            f"  fix: python src/pipeline.py recipe={plan.recipe}"
-        )
+        what = "no stage has `expect`, so there is nothing to reproduce"
+        raise ConfigError(f"recipe={plan.recipe}: {what}\n  fix: python src/pipeline.py recipe={plan.recipe}")
 
 
 def compare(plan: Pipeline) -> list[dict[str, Any]]:

@@ -93,10 +93,8 @@ class Bar(TrainerCallback):
             spent, done = time.time() - self.began, max(1, state.global_step - self.first)
             left = spent / done * (state.max_steps - state.global_step)
             facts = "  ".join(f"{k} {v}" for k, v in self.facts.items())
-            print(
-                f"{self.name}  step {state.global_step}/{state.max_steps}  {done / spent:.2f}/s  {left:.0f} s left  {facts}",
-                flush=True,
-            )
+            step = f"{state.global_step}/{state.max_steps}"
+            print(f"{self.name}  step {step}  {done / spent:.2f}/s  {left:.0f} s left  {facts}", flush=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}

@@ -16,11 +16,13 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", 
 
 def provenance() -> dict[str, Any]:
     """Where a number comes from: command, commit, versions and machine."""
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "command": ["python", *_relative_argv()],
         "git": _git(),
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
-        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(), "gpu": _gpu()},
+        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count(), "gpu": gpu},
     }
 
 
@@ -58,8 +60,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
-
-
-def _gpu() -> str | None:
-    torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

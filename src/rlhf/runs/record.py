@@ -34,7 +34,8 @@ def inputs(stage: Stage) -> dict[str, str]:
     del settings["model"]["shape"], settings["dataset"]["rows"]
     settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
     settings["method"] |= {"reward_model": [_portable(stage, path) for path in stage.method.reward_models]}
-    found = {"config": _digest(settings), "data": sources.fingerprint(stage.dataset)}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    found = {"config": digest, "data": sources.fingerprint(stage.dataset)}
     for key in _weights(stage):
         if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == FINAL:
             found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
@@ -50,10 +51,6 @@ def _portable(stage: Stage, path: str | None) -> str | None:
     """A path inside this recipe's runs without where the runs are, so that moving them keeps them up to date."""
     root = f"{stage.run.root}/{stage.run.recipe}/"
     return path.removeprefix(root) if path is not None else None
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -195,10 +192,8 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
             f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
         )
     if run.get("status") != "finished":
-        command, status = " ".join(run["command"]), run.get("status")
-        raise ConfigError(
-            f"{folder} has not finished (status: {status})\n  fix: start it again with its command: {command}"
-        )
+        fix = f"start it again with its command: {' '.join(run['command'])}"
+        raise ConfigError(f"{folder} has not finished (status: {run.get('status')})\n  fix: {fix}")
     stage = read_stage(folder)
     if METHODS[stage.method.name].leaves == "reward":
         policies = ", ".join(name for name, row in METHODS.items() if row.leaves == "policy")

@@ -83,10 +83,8 @@ def prepare(stage: Stage) -> tuple[Any, Any]:
     data = prepare_rows(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer))
     rows = data.batch_rows(stage)
     if rows < stage.batch_size:  # PPO would wait for them forever (TRL 1.12), the others would make no step
-        raise DataError(
-            f"dataset: {rows} rows are left to train on, less than batch_size={stage.batch_size}\n"
-            f"  fix: batch_size={rows} or less"
-        )
+        what = f"{rows} rows are left to train on, less than batch_size={stage.batch_size}"
+        raise DataError(f"dataset: {what}\n  fix: batch_size={rows} or less")
     return tokenizer, data
 
 
