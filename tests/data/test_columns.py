@@ -248,3 +248,11 @@ def test_the_lengths_of_cut_prompts_follow_the_place_of_a_row_and_not_the_folder
     assert lengths[0] == lengths[1]
     train, test = lengths[0]
     assert len(train) == len(test) == 40 and set(train) == set(range(2, 9)) and train != test
+
+
+def test_a_column_of_prompts_nobody_asks_for_may_be_anywhere(compose_stage):
+    """`support_text` maps `prompt` for its test split alone, which is not opened without evaluation."""
+    small = "dataset.options={train: 8, held_out: 4, evaluation: 4, seed: 0}"
+    stage = compose_stage("recipes=support/base", small, "debug=smoke", "evaluation.prompts=0")
+    renderer = Renderer(load_tokenizer(stage), plain=True)
+    assert prepare(stage, renderer, renderer).ledger["train"]["kept"] == 8

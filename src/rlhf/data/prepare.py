@@ -104,8 +104,8 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         opened["eval"] = _open(stage, splits.eval, kind)
     if splits.test is not None and stage.evaluation.prompts and method.leaves == "policy":
         opened["test"] = _open(stage, splits.test, "prompts", stage.evaluation.prompts)
-    # also those that this stage does not read
-    contract.check_columns(dataset, dataset.columns, [first for first, _ in opened.values() if first is not None])
+    if splits.test is None or "test" in opened:  # also those that this stage does not read, where all splits are known
+        contract.check_columns(dataset, dataset.columns, [first for first, _ in opened.values() if first is not None])
     ledgers = {role: Ledger() for role in opened}
     built: dict[str, datasets.Dataset] = {}
     for role in ("train", "eval"):
