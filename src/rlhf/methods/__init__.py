@@ -12,14 +12,10 @@ REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
 LOSSES = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
 _TOKENS = {"mean_token_accuracy", "entropy"}
 _SCORES = {"accuracy", "margin", "min_reward", "mean_reward", "max_reward"}
-PAIRS = {
-    *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
-    *("logps/chosen", "logps/rejected"),
-}
-REPORTED = {
-    "reward_score",
-    "win_rate_vs_sft",
-}  # in report.json, of a policy whose recipe has a reward stage or an annotator
+_LOGPS = {"logps/chosen", "logps/rejected"}
+PAIRS = _LOGPS | {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"}
+# In report.json, of a policy whose recipe has a reward stage or an annotator.
+REPORTED = {"reward_score", "win_rate_vs_sft"}
 
 
 def held_out(names: Set[str]) -> set[str]:

@@ -82,10 +82,8 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
     try:
         return cls(**(defaults | settings | placed | computed))
     except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"method.args is refused by {cls.__module__.split('.')[0]}.{cls.__name__}: {reason}"
-        ) from error
+        name, reason = f"{cls.__module__.split('.')[0]}.{cls.__name__}", str(error).splitlines()[0]
+        raise ConfigError(f"method.args is refused by {name}: {reason}") from error
 
 
 def method_arguments(stage: Stage) -> dict[str, Any]:

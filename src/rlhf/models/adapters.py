@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,7 @@ def fill_adapter(peft: Any, adapter: str, folder: Path, key: str, widen: float |
 
 
 @torch.no_grad()
-def fill(
-    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], folder: Path, key: str, widen: float | None = None
-) -> None:
+def fill(own: dict[str, Tensor], stored: dict[str, Tensor], folder: Path, key: str, widen: float | None = None) -> None:
     """Copies `stored`, read from `folder`, into the tensors of the same names in `own`: every one of them or none.
 
     With `widen`, the ratio of the two scalings, an adapter may have a higher rank than the stored one and sit on more

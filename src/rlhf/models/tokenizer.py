@@ -38,12 +38,7 @@ def load_tokenizer(stage: Stage) -> "PreTrainedTokenizerBase":
 
 
 def pretrained(
-    kind: Any,
-    source: object,
-    key: str,
-    allowed: Iterable[str] = (),
-    raised: Any = (OSError, ValueError),
-    **options: Any,
+    kind: Any, source: Any, key: str, allowed: Iterable[str] = (), raised: Any = (OSError, ValueError), **options: Any
 ) -> Any:
     """`kind.from_pretrained(source)`; a name, folder or file that it can't use is a Refusal of `key=source`."""
     try:
@@ -98,11 +93,9 @@ def _trained(stage: Stage) -> "PreTrainedTokenizerBase":
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    size, alphabet = int(model.init["vocab_size"]), pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=int(model.init["vocab_size"]),
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     core.train_from_iterator(_texts(stage, special), trainer)
     return PreTrainedTokenizerFast(
