@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.contract import Messages
+from rlhf.data.contract import Dialogue, Messages
 from rlhf.files import FINAL
 from rlhf.process import quiet
 
@@ -30,7 +30,7 @@ class Speaker:
         from rlhf.generation.sampling import choose
         from rlhf.models.tokenizer import stops
 
-        ids = self.renderer.prompt(messages)
+        ids = self.renderer.prompt(Dialogue(messages))
         head = self.role.logits_of(temperature or 1.0, (self.tokenizer.pad_token_id,))
         ends, written = stops(self.tokenizer, self.role.model), []
         cache, shown, feed = None, "", torch.tensor([ids], device=self.role.device)

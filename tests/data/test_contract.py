@@ -53,11 +53,11 @@ def test_real_schemas(compose_stage, name):
     if "chosen" in dataset.columns:
         (pair,) = contract.pairs(dataset, row)
         assert [m[0]["content"].strip() for m in (pair.chosen, pair.rejected)] == ["good", "bad"]
-        assert pair.prompt[-1]["role"] == U
+        assert pair.prompt.messages[-1]["role"] == U
     else:
-        messages = contract.dialogue(dataset, row)
+        messages = contract.dialogue(dataset, row).messages
         assert messages[-1]["role"] == A and messages[-1]["content"]
-    assert contract.prompt(dataset, row)[-1]["role"] == U
+    assert contract.prompt(dataset, row).messages[-1]["role"] == U
 
 
 def test_a_ranking_gives_all_strict_pairs_and_no_ties(compose_stage):
@@ -126,4 +126,4 @@ def test_a_row_that_breaks_the_contract_is_refused_by_reason(compose_stage, name
 
 def test_a_system_message_is_inserted_where_there_is_none(compose_stage):
     dataset = compose_stage("dataset=ultrachat", "dataset.system=''").dataset
-    assert contract.dialogue(dataset, Row("h:1", REAL["ultrachat"]))[0] == {"role": "system", "content": ""}
+    assert contract.dialogue(dataset, Row("h:1", REAL["ultrachat"])).messages[0] == {"role": "system", "content": ""}

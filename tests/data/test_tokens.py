@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlhf.config import REPO
+from rlhf.data.contract import Dialogue
 from rlhf.data.prepare import prepare
 from rlhf.data.tokens import Renderer
 from rlhf.errors import ConfigError, DataError
@@ -73,13 +74,13 @@ def test_only_replies_and_their_eos_are_learned(tokenizer, name):
     tokenizer.chat_template = (REPO / f"conf/chat_template/{name}.jinja").read_text()
     tokenizer.eos_token = TEMPLATES[name]
     render = Renderer(tokenizer, plain=False)
-    ids, mask = render.encode(TALK)
+    ids, mask = render.encode(Dialogue(TALK))
     learned = tokenizer.decode([i for i, bit in zip(ids, mask, strict=True) if bit])
     space = " " if name == "guanaco" else ""  # what follows `Assistant:` there
     assert learned == f"{space}hi, how are you?{TEMPLATES[name]}{space}good to hear{TEMPLATES[name]}"
     assert ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
-    prompt, reply = render.reply(TALK[:3], TALK[3:])
-    assert prompt + reply == ids and prompt == render.prompt(TALK[:3])
+    prompt, reply = render.reply(Dialogue(TALK[:3]), TALK[3:])
+    assert prompt + reply == ids and prompt == render.prompt(Dialogue(TALK[:3]))
     assert tokenizer.decode(reply) == f"{space}good to hear{TEMPLATES[name]}"
     assert render.show(ids, mask).count("»") == 2
 
@@ -87,14 +88,16 @@ def test_only_replies_and_their_eos_are_learned(tokenizer, name):
 def test_plain_text_is_joined_and_ends_in_eos(tokenizer):
     tokenizer.eos_token = "</s>"
     render = Renderer(tokenizer, plain=True)
-    prompt, reply = render.reply([{"role": "user", "content": "TL;DR:"}], [{"role": "assistant", "content": " fine"}])
+    prompt, reply = render.reply(
+        Dialogue([{"role": "user", "content": "TL;DR:"}]), [{"role": "assistant", "content": " fine"}]
+    )
     assert tokenizer.decode(prompt + reply) == "TL;DR: fine</s>"
 
 
 def test_a_template_that_rewrites_history_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ConfigError, match="renders earlier turns differently"):
-        Renderer(tokenizer, plain=False).encode(TALK)
+        Renderer(tokenizer, plain=False).encode(Dialogue(TALK))
 
 
 def test_no_template_is_refused(tokenizer):

@@ -58,7 +58,11 @@ def test_a_deleted_or_unranked_reply_is_no_part_of_a_ranking():
 def test_a_context_stands_below_its_prompt(context, asked):
     dataset = to_stage(compose_config(["recipes=hh-qwen2.5-0.5b/sft"])).dataset
     row = Row("here", {"instruction": "Do it.", "context": context, "response": "Done."})
-    assert contract.dialogue(dataset, row)[0]["content"] == contract.prompt(dataset, row)[-1]["content"] == asked
+    assert (
+        contract.dialogue(dataset, row).messages[0]["content"]
+        == contract.prompt(dataset, row).messages[-1]["content"]
+        == asked
+    )
 
 
 def test_the_loss_counts_replies_or_everything(prepared):

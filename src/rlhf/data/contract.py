@@ -8,7 +8,7 @@ dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ra
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from typing import Any
 
@@ -17,7 +17,7 @@ from rlhf.data import sources
 from rlhf.data.sources import Row
 from rlhf.errors import DataError, nearest
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 TURNS = ("messages", "prompt", "context", "completion", "chosen", "rejected", "ranking", "ranks", "truth")
 ROLES = {"chat": TURNS, "transcript": TURNS, "plain": (*TURNS, "text"), "tree": ("prompt", "ranking", "ranks")}
 
@@ -39,13 +39,30 @@ class BadRow(Exception):
 
 
 @dataclass(frozen=True)
+class Dialogue:
+    """The turns of a row, with what its chat template is given beside them.
+
+    A turn has `role` (system, user, assistant or tool) and `content`, a text; it may have `reasoning_content`, `tool_calls`, `name`,
+    `tool_call_id`, and `learn`, which is False on an assistant turn that is read and not learned.
+    """
+
+    messages: Messages
+    tools: list[dict[str, Any]] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def then(self, messages: Messages) -> "Dialogue":
+        """The same dialogue with more turns."""
+        return replace(self, messages=[*self.messages, *messages])
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two replies to one prompt, out of `k` that were ranked.
 
     `true_margin` is the annotator's true score of chosen minus rejected, where one knows it.
     """
 
-    prompt: Messages
+    prompt: Dialogue
     chosen: Messages
     rejected: Messages
     true_margin: float | None = None
@@ -101,16 +118,16 @@ def _cell(row: Row, column: str) -> Any:
     return row.values[column]
 
 
-def dialogue(dataset: Dataset, row: Row) -> Messages:
+def dialogue(dataset: Dataset, row: Row) -> Dialogue:
     """A whole demonstration, ending in an assistant turn (for sft)."""
     columns, form = dataset.columns, _form(dataset, "demonstrations")
     if "text" in form:
-        return [{"role": "assistant", "content": _text(_cell(row, columns["text"]), columns["text"])}]
+        return Dialogue([{"role": "assistant", "content": _text(_cell(row, columns["text"]), columns["text"])}])
     if "messages" in form:
         messages = _messages(dataset, _cell(row, columns["messages"]), columns["messages"])
     else:
         messages = _asked(dataset, row) + _reply(_cell(row, columns["completion"]), columns["completion"])
-    return _checked(dataset, messages, last="assistant")
+    return Dialogue(_checked(dataset, messages, last="assistant"))
 
 
 def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
@@ -123,19 +140,19 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
     if chosen == rejected:
         both = f"{columns['chosen']} and {columns['rejected']}"
         raise BadRow("chosen equals rejected", f"{both} are the same reply: {_short(chosen)}")
-    yield Pair(prompt, chosen, rejected)
+    yield Pair(Dialogue(prompt), chosen, rejected)
 
 
-def prompt(dataset: Dataset, row: Row) -> Messages:
+def prompt(dataset: Dataset, row: Row) -> Dialogue:
     """What a policy is asked to answer, ending in a user turn (for ppo and for evaluation)."""
     form = _form(dataset, "prompts")
     if "prompt" in form:
-        return _checked(dataset, _asked(dataset, row), last="user")
+        return Dialogue(_checked(dataset, _asked(dataset, row), last="user"))
     if "messages" in form:
-        messages = dialogue(dataset, row)
+        messages = dialogue(dataset, row).messages
         asked = max((i + 1 for i, message in enumerate(messages) if message["role"] == "user"), default=0)
-        return _checked(dataset, messages[:asked], last="user")
-    return _split_pair(dataset, row)[0]
+        return Dialogue(_checked(dataset, messages[:asked], last="user"))
+    return Dialogue(_split_pair(dataset, row)[0])
 
 
 def reference(dataset: Dataset, row: Row) -> str:
@@ -144,7 +161,7 @@ def reference(dataset: Dataset, row: Row) -> str:
     if {"prompt", "completion"} <= set(columns) and columns["completion"] in row.values:
         return _reply(row.values[columns["completion"]], columns["completion"])[-1]["content"]
     if "messages" in columns and "prompt" not in columns:
-        return dialogue(dataset, row)[-1]["content"]
+        return dialogue(dataset, row).messages[-1]["content"]
     return ""
 
 
@@ -170,7 +187,7 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
             detail = f"{column} has the same reply at two ranks: {_short(replies[best])}"
             raise BadRow("chosen equals rejected", detail)
         margin = None if truth is None else truth[best] - truth[worst]
-        yield Pair(asked, messages[best], messages[worst], margin, k=len(replies))
+        yield Pair(Dialogue(asked), messages[best], messages[worst], margin, k=len(replies))
 
 
 def _number(value: Any) -> bool:

@@ -181,7 +181,7 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
     """
     rendered: dict[str, tuple[list[int], list[int]]] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
 
-    def reply(prompt: contract.Messages, completion: contract.Messages) -> tuple[list[int], list[int]]:
+    def reply(prompt: contract.Dialogue, completion: contract.Messages) -> tuple[list[int], list[int]]:
         key = str((prompt, completion))
         if key not in rendered:
             rendered[key] = renderer.reply(prompt, completion)
@@ -211,8 +211,9 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
 def _prompts(
     stage: Stage, row: Row, draw: random.Random, renderer: Renderer, ledger: Ledger
 ) -> Iterator[tuple[Tokens, int]]:
-    messages = contract.prompt(stage.dataset, row)
-    ids, asked = renderer.prompt(messages), messages[-1]["content"]
+    dialogue = contract.prompt(stage.dataset, row)
+    messages = dialogue.messages
+    ids, asked = renderer.prompt(dialogue), messages[-1]["content"]
     if stage.dataset.prompt_tokens is not None:
         low, high = stage.dataset.prompt_tokens
         ids = ids[: draw.randint(low, high)]

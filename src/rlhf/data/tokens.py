@@ -6,7 +6,7 @@ ending in EOS and nothing after it: the reward model scores in PPO exactly what 
 
 from typing import TYPE_CHECKING
 
-from rlhf.data.contract import Messages
+from rlhf.data.contract import Dialogue, Messages
 from rlhf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ class Renderer:
         self.tokenizer = tokenizer
         self.plain = plain
 
-    def prompt(self, messages: Messages) -> list[int]:
+    def prompt(self, dialogue: Dialogue) -> list[int]:
         """Ids up to where the reply begins, generation prompt included."""
-        return self._ids(self._text(messages, reply_follows=True))
+        return self._ids(self._text(dialogue.messages, reply_follows=True))
 
-    def encode(self, messages: Messages) -> tuple[list[int], list[int]]:
+    def encode(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
         """Ids of a dialogue and a mask that is 1 on what is learned: the assistant's words and the EOS after them."""
+        messages = dialogue.messages
         ids: list[int] = []
         mask: list[int] = []
         for turn, message in enumerate(messages):
@@ -59,10 +60,10 @@ class Renderer:
                 ids, mask = ids + tail, mask + [0] * len(tail)
         return ids, mask
 
-    def reply(self, prompt: Messages, completion: Messages) -> tuple[list[int], list[int]]:
+    def reply(self, prompt: Dialogue, completion: Messages) -> tuple[list[int], list[int]]:
         """Ids of a prompt and of one reply to it; together they are what `encode` gives for the dialogue."""
         prefix = self.prompt(prompt)
-        ids, _ = self.encode([*prompt, *completion])
+        ids, _ = self.encode(prompt.then(completion))
         return prefix, ids[len(prefix) :]
 
     def show(self, ids: list[int], mask: list[int]) -> str:

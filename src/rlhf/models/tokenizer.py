@@ -113,7 +113,7 @@ def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
     _, rows = contract.read(dataset, dataset.splits.train, "demonstrations", stage.debug.rows)
     for row in rows:
         with ledger.account(row, dataset.bad_rows):
-            for message in contract.dialogue(dataset, row):
+            for message in contract.dialogue(dataset, row).messages:
                 text = message["content"]
                 for token in special:
                     text = text.replace(token, "\n")
