@@ -16,6 +16,7 @@ PACKAGE = REPO / "src/rlhf"
 ROOMS = tuple(
     [
         "errors",
+        "shell",
         "methods",
         "files",
         "process",

@@ -130,7 +130,7 @@ def elsewhere(tmp_path_factory):
         ("train.py root=x", "root is not a key; did you mean run.root"),
         ("train.py --recipe support/dpo", "--recipe: settings have no dashes\n  fix: recipe=support/dpo"),
         ("train.py --hardware.device=cuda", "fix: hardware.device=cuda"),
-        ("train.py recipe support/dpo", "'recipe' can't be read: missing EQUAL"),
+        ("train.py recipe support/dpo", "'recipe' is not key=value or group=option"),
         ("train.py model=qwen", "model=qwen: no such option; did you mean qwen3_8b, qwen3_0.6b, qwen2.5_0.5b"),
         ("train.py model=llama", "did you mean llama_7b, llama3.1_8b, llama3.2_1b"),
         ("train.py dataset=ultra", "did you mean ultrachat, ultrafeedback, ultrafeedback_trl"),

@@ -5,9 +5,11 @@ typo or a wrong type is refused while the config is composed. `method.args`, `ad
 `rlhf.methods.arguments` judges them against the installed TRL, PEFT and bitsandbytes.
 """
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+import typing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +17,13 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, Refusal
 from rlhf.files import FINAL
+from rlhf.shell import holds_text, home, readable, setting, several
 
 GB = 2**30  # bytes in a GB, of hardware.memory_gb as of what is printed; an MB has 2**20
 REPO = Path(__file__).resolve().parents[2]
@@ -198,12 +202,15 @@ class Stage:
 
 GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "monitor", "debug")
 
+# Settings that name a file or a folder, where `~` is the home folder.
+PATHS = ("run.root", "model.path", "model.chat_template", "dataset.path", "method.start_from", "method.reward_model")
+
 # Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
 OPEN = ("model.shape", "method.args", "adapter.args", "quantization.args", "dataset.columns", "dataset.options")
 
 
 def register() -> None:
-    """Make the schema and the two pure resolvers known to Hydra; composing changes nothing on disk."""
+    """Make the schema and the pure resolvers known to Hydra; composing changes nothing on disk."""
     node = OmegaConf.structured(Stage)
     for cls in (Model, Dataset, Method, Adapter, Quantization):
         node[cls.__name__.lower()] = OmegaConf.structured(cls)
@@ -212,6 +219,7 @@ def register() -> None:
         OmegaConf.set_struct(node[section][key], False)  # lets `method.args.warmup_steps=0.1` be written without a `+`
     ConfigStore.instance().store(name="schema", node=node)
     OmegaConf.register_new_resolver("repo", lambda: REPO.as_posix(), replace=True)
+    OmegaConf.register_new_resolver("home", home, replace=True)
     OmegaConf.register_new_resolver("stage", _weights_of, replace=True)
 
 
@@ -222,9 +230,10 @@ def _weights_of(stage: str, *, _root_: DictConfig) -> str:
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The composed, unresolved config that `python src/train.py <overrides>` would run."""
+    words = grouped(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(checkout("conf"))):
-        return compose("train", overrides=grouped(overrides))
+        return compose("train", overrides=words)
 
 
 def checkout(folder: str) -> Path:
@@ -235,14 +244,91 @@ def checkout(folder: str) -> Path:
     return REPO / folder
 
 
-def grouped(overrides: Iterable[str]) -> list[str]:
-    """`recipe=support/dpo`, as every door calls it, by the name of Hydra's group, `recipes`."""
-    return [re.sub(r"^(\+*)recipe=", r"\1recipes=", override) for override in overrides]
+def hint(key: str) -> Any:
+    """The type of a setting: `str | None` of `model.path`, Any below an open mapping, None where there is no such setting."""
+    found: Any = Stage
+    for part in key.split("."):
+        inner = next((member for member in typing.get_args(found) if typing.get_origin(member) is dict), found)
+        if dataclasses.is_dataclass(found):
+            found = typing.get_type_hints(found).get(part)
+        elif typing.get_origin(inner) is dict:
+            found = typing.get_args(inner)[1]
+        elif found is not Any:
+            return None
+    return found
+
+
+def grouped(overrides: Iterable[str], sweep: bool = False) -> list[str]:
+    """Words as they are typed at every door in the words of Hydra: the group of `recipe=support/dpo` is called `recipes`, texts
+    that its grammar has no place for are quoted, and mappings can be given to a key that is null.
+
+    Raises:
+        Refusal: several values of a setting, `seed=1,2`, where there is no `sweep`.
+    """
+    words = [re.sub(r"^(\+*)recipe=", r"\1recipes=", readable(override, hint, sweep)) for override in overrides]
+    for word in words if not sweep else ():
+        key, _, value = word.partition("=")
+        if ("," in value or "(" in value) and several(word):
+            text = f", or {setting(key, value)} for that one text" if holds_text(hint(key)) else ""
+            raise Refusal(key, value, "several values make a sweep", fix=f"python src/train.py ... -m{text}")
+    return _mappings(words)
+
+
+# OmegaConf 2.3 merges nothing into a mapping that is null (AttributeError), but makes one of an interpolation
+_EMPTY = "${oc.decode:null}"
+
+
+def _mappings(words: list[str]) -> list[str]:
+    """Settings of a mapping that is null (dataset.markers), whole or by key, as one mapping after a word that makes it one."""
+    for key in (key for section in typing.get_type_hints(Stage) for key in _null_mappings(section)):
+        own = [word for word in words if re.match(rf"\+*{re.escape(key)}(=[{{]|\.)", word)]
+        rest = [word for word in words if word not in own]
+        if own and _is_null(rest, key):
+            words = [*rest, f"{key}={_EMPTY}", f"++{key}={{{', '.join(_inside(key, own))}}}"]
+    return words
+
+
+def _null_mappings(section: str) -> list[str]:
+    fields = typing.get_type_hints(hint(section)) if dataclasses.is_dataclass(hint(section)) else {}
+    kinds = {name: [typing.get_origin(kind) or kind for kind in typing.get_args(of)] for name, of in fields.items()}
+    return [f"{section}.{name}" for name, of in kinds.items() if dict in of and type(None) in of]
+
+
+def _is_null(words: Sequence[str], key: str) -> bool:
+    try:
+        settings = [word for word in words if "=" in word and not word.startswith("-")]
+        return OmegaConf.select(compose_config(settings), key) is None
+    except (HydraException, OmegaConfBaseException, ConfigError):  # a sweep, or what is told when all is composed
+        return True
+
+
+def _inside(key: str, words: Sequence[str]) -> Iterator[str]:
+    """`a: 1` and `b: {c: 2}` of `key={a: 1}` and `key.b.c=2`."""
+    below: dict[str, list[str]] = {}
+    for word in words:
+        path, _, value = word.lstrip("+").partition("=")
+        first = path.removeprefix(f"{key}.").partition(".")[0]
+        if path == key:
+            yield value.strip()[1:-1]
+        elif path == f"{key}.{first}":
+            yield f"{first}: {value}"
+        else:
+            below.setdefault(first, []).append(word)
+    for first, inner in below.items():
+        yield f"{first}: {{{', '.join(_inside(f'{key}.{first}', inner))}}}"
 
 
 def to_stage(cfg: DictConfig) -> Stage:
-    """Resolve everything; raises if a `???` is left, naming its key."""
-    return cast(Stage, OmegaConf.to_object(cfg))
+    """Resolve everything, `~` in paths too; raises if a `???` is left, naming its key."""
+    stage = cast(Stage, OmegaConf.to_object(cfg))
+    for section, key in (place.split(".") for place in PATHS):
+        part = getattr(stage, section)
+        given = getattr(part, key)
+        if isinstance(given, str):
+            setattr(part, key, home(given))
+        elif isinstance(given, list):
+            setattr(part, key, [home(one) if isinstance(one, str) else one for one in given])
+    return stage
 
 
 def read_stage(folder: Path) -> Stage:

@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import os
 import re
+import shlex
+import signal
 import sys
 import traceback
 import types
@@ -21,15 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, Stage, grouped, options, to_stage
-from rlhf.errors import ConfigError, Refusal, ResourceError, StageError, nearest
+from rlhf.config import GROUPS, Stage, grouped, hint, options, to_stage
+from rlhf.errors import ConfigError, Preempted, Refusal, ResourceError, StageError, nearest
 from rlhf.fields import typed
+from rlhf.runs import sweep
+from rlhf.shell import SETTING, holds_text, home, setting, several
 
 LINES = 6
+SWEEP = {"-m", "--multirun"}
 RENAMED = {"recipes": "recipe", "root": "run.root", "readme": "page", "index": "page"}
 CONFIG = {*GROUPS, *(field.name for field in dataclasses.fields(Stage)), "recipe"}
 T = TypeVar("T")
-_swept: list[Path] = []  # by this process: Hydra leaves with 0 after a sweep that had no job
 
 
 def enter(main: Callable[..., Any], schema: type | None = None) -> None:
@@ -42,16 +46,29 @@ def enter(main: Callable[..., Any], schema: type | None = None) -> None:
     usage = sys.modules[main.__module__].__doc__ or ""
     try:
         if schema is None:
-            sys.argv[1:] = hydra_arguments(sys.argv[1:], usage)
-            main()
-            if {"-m", "--multirun"} & set(sys.argv) and not _swept:
-                what = "no job to run; glob(...) chooses among the options of a group"
-                fix = "the values themselves, e.g. seed=1,2"
-                raise ConfigError(f"{' '.join(sys.argv[1:])}: {what}\n  fix: {fix}")
+            _compose_and_run(main, hydra_arguments(sys.argv[1:], usage))
         else:
             main(arguments(schema, sys.argv[1:], usage))
+        sys.stdout.flush()
     except BaseException as error:
         _leave(error)
+
+
+def _compose_and_run(main: Callable[..., Any], words: list[str]) -> None:
+    """Hydra's part of train.py; after a sweep its table, and the exit code of the first trial that failed."""
+    import hydra
+
+    sys.argv[1:] = words
+    try:
+        hydra.main(version_base="1.3", config_path="../conf", config_name="train")(main)()
+    finally:
+        if sweep.trials:
+            print(f"\n{sweep.table()}", flush=True)
+    if SWEEP & set(words) and not sweep.trials:  # Hydra leaves with 0
+        what = "no job to run; glob(...) chooses among the options of a group"
+        fix = "the values themselves, e.g. seed=1,2"
+        raise ConfigError(f"{' '.join(words)}: {what}\n  fix: {fix}")
+    sys.exit(next((trial.code for trial in sweep.trials if trial.code), 0))
 
 
 def arguments(schema: type[T], given: Sequence[str], usage: str) -> T:
@@ -76,7 +93,7 @@ def arguments(schema: type[T], given: Sequence[str], usage: str) -> T:
         if key in fields:
             own[key] = value
         elif meant in fields or (meant == "run.root" and overrides):
-            raise Refusal(key, value, f"{key}= is now {meant}=", fix=f"{meant}={value}")
+            raise Refusal(key, value, f"{key}= is now {meant}=", fix=shlex.quote(f"{meant}={value}"))
         elif overrides and (key in CONFIG or key == "recipes" or not key.isidentifier()):
             rest.append(argument)
         else:
@@ -109,6 +126,8 @@ def value_of(text: str, hint: Any) -> Any:
         raise ConfigError(f"{text!r} {error}") from error
     if text == "":
         raise ConfigError("a value is empty")
+    if kind is str:
+        return home(value)
     if kind is int and value < 1:
         raise ConfigError(f"{text!r} is not a whole number from 1")
     if kind is bool and text not in ("true", "false"):
@@ -137,50 +156,71 @@ def hydra_arguments(given: Sequence[str], usage: str) -> list[str]:
             why = "which could run anything; use the overrides of .hydra/overrides.yaml"
             raise ConfigError(f"--experimental-rerun loads a pickle, {why}")
         if argument.startswith("--") and key.partition(".")[0] in CONFIG:
-            raise ConfigError(f"{argument}: settings have no dashes\n  fix: {key}={value or after}\n  {example(usage)}")
-    flags = [argument for argument in given if argument in ("-m", "--multirun", "-r", "--run")]
-    return [*flags, *grouped(argument for argument in given if argument not in flags)]
+            fix = shlex.quote(f"{key}={value or after}")
+            raise ConfigError(f"{argument}: settings have no dashes\n  fix: {fix}\n  {example(usage)}")
+    flags = [argument for argument in given if argument in (*SWEEP, "-r", "--run")]
+    many = bool(SWEEP & set(flags))
+    words = grouped((argument for argument in given if argument not in flags), many)
+    if many and not any(word.startswith("hydra.sweep.subdir=") for word in words):
+        swept = ",".join(word.partition("=")[0].lstrip("+") for word in words if several(word))
+        flags.append(f"hydra.sweep.subdir=${{trial:{swept}}}")
+    return [*flags, *words]
 
 
 def run_job(cfg: DictConfig) -> None:
-    """One job of train.py. In a sweep errors go up to Hydra, which runs the other jobs first."""
+    """One job of train.py. An error in a trial of a sweep is told and noted, and the others run; a signal ends them all."""
     from rlhf.runs import record  # not for --help
     from rlhf.runs.stage import run_stage
 
     hydra_cfg = HydraConfig.get()
     overrides = list(hydra_cfg.overrides.task)
-    if hydra_cfg.mode == RunMode.MULTIRUN:
-        with open_dict(cfg):  # each job of a sweep is a run of its own
-            cfg.run.stage = os.path.relpath(hydra_cfg.runtime.output_dir, os.path.join(cfg.run.root, cfg.run.recipe))
-        stage = to_stage(cfg)
-        _swept.append(stage.path)
-        if record.state(stage) == "finished":  # a sweep that is started again goes on where it stopped
-            print(f"{stage.path} is finished and unchanged", flush=True)
+    if hydra_cfg.mode != RunMode.MULTIRUN:
+        try:
+            run_stage(cfg, overrides)
+        except BaseException as error:  # Hydra would print words of its own
+            _leave(error)
+        return
+    with open_dict(cfg):  # each job of a sweep is a run of its own
+        cfg.run.root = home(cfg.run.root)
+        cfg.run.stage = os.path.relpath(hydra_cfg.runtime.output_dir, os.path.join(cfg.run.root, cfg.run.recipe))
+    trial = sweep.Trial(overrides, Path(cfg.run.root, cfg.run.recipe, cfg.run.stage))
+    sweep.trials.append(trial)
+    try:
+        if record.state(to_stage(cfg)) == "finished":  # a sweep that is started again goes on where it stopped
+            print(f"{trial.folder} is finished and unchanged", flush=True)
         else:
             run_stage(cfg, overrides)
-        return
-    try:
-        run_stage(cfg, overrides)
     except BaseException as error:
-        _leave(error)
+        trial.error = str(error).partition("\n")[0][:60] or type(error).__name__
+        trial.code = _tell(error)
+        if trial.code in (Preempted.code, 130) or not isinstance(error, Exception):
+            raise SystemExit(trial.code) from error
 
 
 def _leave(error: BaseException) -> None:
+    sys.exit(_tell(error))
+
+
+def _tell(error: BaseException) -> int:
+    """Print what there is to say about an error; returns the exit code."""
     known = translate(error)
     if isinstance(known, SystemExit):
-        raise known
+        return known.code if isinstance(known.code, int) else int(known.code is not None)
+    if isinstance(known, BrokenPipeError):  # whoever read our output has gone: `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     if isinstance(known, KeyboardInterrupt):
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        return 130
     if isinstance(known, StageError):
         lines = str(known).splitlines()
         if len(lines) > LINES:
             lines = [*lines[: LINES - 1], f"… and {len(lines) - LINES + 1} more lines"]
         print("error: " + "\n".join(lines), file=sys.stderr)
-        sys.exit(known.code)
+        return known.code
     traceback.print_exception(known)
     print("this is a bug in the recipes: please report it with the lines above", file=sys.stderr)
-    sys.exit(1)
+    return 1
 
 
 def translate(error: BaseException) -> BaseException:
@@ -196,7 +236,9 @@ def translate(error: BaseException) -> BaseException:
         return ResourceError(f"out of memory: {why}\n  fix: {fix}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = error.filename or "the run folder"
-        return ResourceError(f"no space left on the disk of {place}\n  fix: free some, or run.root=<another disk>")
+        return ResourceError(
+            f"no space left on the disk of {place}\n  fix: free some, or give run.root= a folder on another disk"
+        )
     return error
 
 
@@ -206,10 +248,7 @@ def _config_error(error: BaseException) -> ConfigError:
     if isinstance(error, MissingConfigException):
         return _no_option(*str(error.missing_cfg_file or "").partition("/")[::2])
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{error.override!r} can't be read: {str(error).splitlines()[1]}\n"
-            "  write key=value or group=option; quote what has spaces or brackets"
-        )
+        return _unread(error.override)
     if isinstance(cause, MissingMandatoryValue):
         return ConfigError(f"{key} has no value\n  fix: set it on the command line or in the recipe")
     message = str(cause).splitlines()[0] if str(cause) else str(error)
@@ -224,6 +263,22 @@ def _config_error(error: BaseException) -> ConfigError:
         groups = [*GROUPS, "recipe"]
         return ConfigError(f"{override[1]} is not a group{nearest(override[1], groups)}\n  groups: {', '.join(groups)}")
     return ConfigError(f"{key or 'configuration'}: {message}{place}")
+
+
+def _unread(word: str) -> ConfigError:
+    """For a word that Hydra's grammar has no place for, where no text is meant."""
+    found = SETTING.fullmatch(word)
+    if not found:
+        return ConfigError(f"{word!r} is not key=value or group=option")
+    key, value, kind = found[2], found[3], hint(found[2])
+    if kind is None and key not in GROUPS:
+        known = [*(hint(key.rpartition(".")[0]) or Stage).__annotations__, *CONFIG]
+        return ConfigError(f"{key} is not a key{nearest(key.rpartition('.')[2], known)}")
+    if value[:1] in ("{", "["):
+        inside = "what is not of ASCII letters, digits and /-+.$%*@?| needs quotes of its own"
+        sample = setting(key, {"a": "b c"} if value[:1] == "{" else ["a b", "c d"])
+        return Refusal(key, value, f"can't be read: {inside}, e.g. {sample}")
+    return Refusal(key, value, "can't be read", fix=setting(key, value) if holds_text(kind) else "")
 
 
 def _no_option(group: str, option: str) -> ConfigError:
