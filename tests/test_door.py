@@ -124,6 +124,11 @@ def elsewhere(tmp_path_factory):
         ("train.py recipe=support", "fix: recipe=support/base, or all stages: python src/pipeline.py recipe=support"),
         ("train.py recipes=support", "recipe=support: a stage is missing"),
         ("train.py recipe=suport/dpo", "recipe=suport/dpo: no such stage of a recipe; did you mean support/dpo"),
+        ("train.py recipe=mine", "no such stage of a recipe\n  allowed: guanaco"),
+        ("train.py recipe=mine", "fix: a folder recipes/mine/, or run.recipe=mine to call your runs so"),
+        ("train.py dataset.päth=x", "dataset.päth is not a key; did you mean path"),
+        ("train.py seed=1(", "seed=1(: can't be read"),
+        ("train.py seed=1,2", "several values make a sweep"),
         ("train.py recipe=zephyr", "did you mean zephyr-7b/dpo, zephyr-7b/ppo, zephyr-7b/sft"),
         ("train.py recpe=support/dpo", "recpe is not a key; did you mean recipe"),
         ("train.py +recipe=support/dpo", "Multiple values for recipes"),
@@ -175,6 +180,33 @@ def test_the_likeliest_first_mistakes_end_in_the_right_hint(elsewhere, monkeypat
         runpy.run_path(sys.argv[0], run_name="__main__")
     told = capsys.readouterr().err
     assert left.value.code == 2 and message in told and len(told.splitlines()) <= 6, told
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "seeds"), [(DataError("x: bad"), 3, [1, 2, 3]), (Preempted("x"), 75, [1, 2])]
+)
+def test_a_sweep_goes_on_after_a_failure_and_ends_in_a_table(tmp_path, monkeypatch, capsys, error, code, seeds):
+    """But not after a signal. Folders are flat and say what is swept; the exit code is that of the first failure."""
+    ran = {}
+
+    def run_stage(cfg, overrides):
+        ran[cfg.seed] = cfg.run.stage
+        if cfg.seed == 2:
+            raise error
+
+    monkeypatch.setattr("rlhf.runs.stage.run_stage", run_stage)
+    monkeypatch.setattr(doors.sweep, "trials", [])
+    root = tmp_path / "räume (1)"
+    command = [str(REPO / "src/train.py"), "recipe=support/base", f"run.root={root}", "-m", "seed=1,2,3"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    told = capsys.readouterr()
+    assert left.value.code == code and ran == {seed: f"base-sweep/seed-{seed}" for seed in seeds}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.out.splitlines() if line.startswith("|")]
+    assert [row[:1] + row[3:4] for row in rows[2:]] == [[str(n), str(code if n == 1 else 0)] for n in range(len(seeds))]
+    assert rows[3] == ["1", "seed=2", f"{root}/support/base-sweep/seed-2", str(code), str(error)]
+    assert f"error: {error}" in told.err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

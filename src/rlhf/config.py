@@ -8,6 +8,7 @@ typo or a wrong type is refused while the config is composed. `method.args`, `ad
 import dataclasses
 import json
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -240,7 +241,9 @@ def checkout(folder: str) -> Path:
     """`conf` or `recipes`; raises ConfigError in a copy of the package that was installed without them."""
     if not (REPO / folder).is_dir():
         why = "this copy of rlhf was installed away from its checkout, which holds conf/ and recipes/"
-        raise ConfigError(f"{REPO / folder} does not exist: {why}\n  fix: pip install --editable <checkout>")
+        raise ConfigError(
+            f"{REPO / folder} does not exist: {why}\n  fix: pip install --editable . in the folder of the checkout"
+        )
     return REPO / folder
 
 
@@ -337,7 +340,7 @@ def read_stage(folder: Path) -> Stage:
     try:
         return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
     except OmegaConfBaseException as error:
-        again = " ".join(json.loads((folder / "run.json").read_text())["command"])
+        again = shlex.join(["python", *json.loads((folder / "run.json").read_text())["command"]])
         what = f"{error.full_key} is not read by this version ({str(error).splitlines()[0]})"
         fix = f"make the run again: {again} run.overwrite=true"
         raise ConfigError(f"{folder}/config.yaml: {what}\n  fix: {fix}") from error

@@ -288,7 +288,10 @@ def _no_option(group: str, option: str) -> ConfigError:
         if stages:
             fix = f"recipe={stages[0]}, or all stages: python src/pipeline.py recipe={option}"
             return Refusal("recipe", option, "a stage is missing", allowed=stages, fix=fix)
-        return Refusal("recipe", option, f"no such stage of a recipe{nearest(option, options(group))}")
+        near = nearest(option, options(group))
+        names = () if near else sorted({name.rpartition("/")[0] for name in options(group)})
+        fix = f"a folder recipes/{option}/, or {setting('run.recipe', option)} to call your runs so" if names else ""
+        return Refusal("recipe", option, f"no such stage of a recipe{near}", allowed=names, fix=fix)
     known = options(group) if group in GROUPS else [*GROUPS, "recipe"]
     return Refusal(group, option, f"no such option{nearest(option or group, known)}", allowed=known)
 

@@ -175,7 +175,7 @@ def test_nothing_left_is_an_error(local):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("model.pad_token='</s>'", "model.pad_token=</s>: .* equals the EOS token .*\n  fix: model.pad_token="),
+        ("model.pad_token='</s>'", "model.pad_token=</s>: .* equals the EOS token .*\n  fix: '?model.pad_token="),
         (
             "model.eos_token='<|im_ned|>'",
             r"model.eos_token=<\|im_ned\|>: not in the vocabulary of .*did you mean .*\n  fix: model.eos_token=null",

@@ -103,7 +103,7 @@ REFUSED = {
     ),
     "pad is EOS": (
         {"model__pad_token": "'</s>'"},
-        r"model.pad_token=</s>: .* equals the EOS token </s>, .*\n  fix: model.pad_token=<pad>",
+        r"model.pad_token=</s>: .* equals the EOS token </s>, .*\n  fix: 'model.pad_token=\"<pad>\"'",
     ),
     "no room in a row": (
         {"method__args__response_length": 65},

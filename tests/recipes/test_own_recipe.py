@@ -159,7 +159,7 @@ def test_the_doors_refuse_before_they_train(door, tmp_path, door_and_recipe):
     assert refused.returncode == 2 and "model.path=mistralai/Mistral-7B-v0.1 is not cached" in refused.stderr, (
         refused.stderr
     )
-    assert "fix: HF_HUB_OFFLINE=0, or model.path=<local folder>" in refused.stderr
+    assert "fix: HF_HUB_OFFLINE=0, or in model.path a local folder" in refused.stderr
     assert not (tmp_path / "runs").exists(), "nothing was begun"
 
 

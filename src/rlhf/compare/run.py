@@ -46,7 +46,7 @@ def _gold_judge(comparison: Comparison, gold: str | None) -> str:
     gold = gold or ("annotator" if comparison.planned["ppo"].dataset.annotator else None)
     if gold is None:
         why = "dataset.annotator=null, so nobody knows the true score of a reply"
-        fix = "gold=reward:<a reward model that neither arm learned from>"
+        fix = "gold=reward: with a reward model that neither arm learned from"
         raise Refusal("recipe", comparison.recipe, why, fix=fix)
     if gold.startswith("openai:"):
         raise ConfigError(f"gold={gold} can only compare, and gold has to score\n  fix: judge={gold} with another gold")

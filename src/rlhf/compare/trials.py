@@ -5,6 +5,7 @@ import math
 import operator
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -220,7 +221,7 @@ class Comparison:
         command = [sys.executable, str(REPO / "src/train.py"), *words]
         environment = os.environ | {"OMP_NUM_THREADS": threads(jobs)}
         with self._log(trial).open("a") as log:
-            log.write(f"$ python src/train.py {' '.join(words)}\n")
+            log.write(f"$ python src/train.py {shlex.join(words)}\n")
             log.flush()
             done = subprocess.run(command, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent)
         return done.returncode

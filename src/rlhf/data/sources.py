@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf.config import Dataset
 from rlhf.errors import ConfigError, DataError, nearest
+from rlhf.shell import setting
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?)\])?$")
@@ -122,10 +123,9 @@ def _local(path: Path, split: str) -> Iterator[Row]:
     elif not path.is_file():
         raise DataError(f"dataset.path={path}: no such file")
     elif split != "train":
-        raise DataError(
-            f"dataset.path={path} is one file, whose split is called train, not `{split}`\n"
-            "  fix: dataset.splits.eval='train[-5%:]' dataset.splits.train='train[:-5%]', or null"
-        )
+        parts = f"{setting('dataset.splits.eval', 'train[-5%:]')} {setting('dataset.splits.train', 'train[:-5%]')}"
+        what = f"is one file, whose split is called train, not `{split}`"
+        raise DataError(f"dataset.path={path} {what}\n  fix: {parts}, or null")
     else:
         chosen = [path]
     for file in chosen:
@@ -187,7 +187,7 @@ def _hub(dataset: Dataset, split: str) -> Iterator[Row]:
         reason = str(error).splitlines()[0][:300]
         raise DataError(
             f"dataset.path={dataset.path} ({split}) can't be loaded from the hub: {reason}\n"
-            "  fix: check the name, `hf auth login` for a gated one, or dataset.path=<local folder with files named after the splits>"
+            "  fix: check the name, `hf auth login` for a gated one, or in dataset.path a local folder with files named after the splits"
         ) from error
     for index, values in enumerate(loaded):
         yield Row(f"{dataset.path}[{split}]:{index}", dict(values))

@@ -78,7 +78,7 @@ class EndpointJudge:
             form = "http(s)://<host>[:port]/<path>, without user, password or ?query, such as http://localhost:8000/v1"
             raise Refusal("judge", name, "OPENAI_BASE_URL is not the base of an endpoint", allowed=[form])
         if key is None and url == PUBLIC:
-            fix = "export OPENAI_API_KEY=<key>, or OPENAI_BASE_URL=<a server of your own>"
+            fix = "export OPENAI_API_KEY with your key, or OPENAI_BASE_URL with a server of your own"
             raise Refusal("judge", name, "OPENAI_API_KEY is not set", fix=fix)
         if key is not None and not re.fullmatch(r"[!-~]+", key):  # http.client would quote it in its error
             raise Refusal("judge", name, "OPENAI_API_KEY holds a space, line break or non-ASCII character")
@@ -115,7 +115,7 @@ class EndpointJudge:
             raise GuardStop(
                 f"judge={self.name} at {self.host} abstained on {found.abstained} of {len(asked)} prompts: it answered neither "
                 "A, B nor C\n"
-                f"  fix: a model that follows instructions, judge=openai:<model>; its answers are kept in {self.file}"
+                f"  fix: a model that follows instructions, judge=openai: with its name; the answers are kept in {self.file}"
             )
         return found
 

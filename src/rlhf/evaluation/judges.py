@@ -6,6 +6,7 @@ dataset has them `messages` (JSON, as in its rows) and `reference`.
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def _facts(reply: Sample, index: int) -> dict[str, str]:
     if not facts:
         raise DataError(
             f"prompt {index} has no facts, which the annotator judges by: {reply['prompt'][:80]!r}\n"
-            "  fix: rows with `facts`, or judge=reward:<folder or hub id>"
+            "  fix: rows with `facts`, or judge=reward: with a folder or hub id"
         )
     return facts
 
@@ -132,7 +133,7 @@ def _annotator_judge(name: str, what: str, stage: Stage, tokenizer: Any, cache: 
     known = annotator(stage.dataset.annotator)
     if known is None:
         why = f"nobody knows the true preference of {stage.dataset.path} (dataset.annotator=null)"
-        fix = "judge=reward:<folder or hub id> of a reward model that neither arm trained on, or judge=openai:<model>"
+        fix = "judge=reward: with a reward model that neither arm trained on, or judge=openai: with a model"
         raise Refusal("judge", name, why, fix=fix)
     return AnnotatorJudge(name, known)
 
@@ -147,7 +148,7 @@ def _reward_judge(name: str, what: str, stage: Stage, tokenizer: Any, cache: Pat
     try:
         reward = named_reward(source, stage, tokenizer, label or None, "judge", f"judge=reward:{source}#")
         if label and reward.kind != "text":
-            raise Refusal("judge", name, "it has no labels to choose from", fix=f"judge=reward:{source}")
+            raise Refusal("judge", name, "it has no labels to choose from", fix=shlex.quote(f"judge=reward:{source}"))
         if reward.kind == "adapter":
             role = load_roles(stage, tokenizer, {}, reward=Path(source))["reward"]
             return RewardJudge(name, reward, scorer(stage, tokenizer, role), tokenizer)

@@ -16,6 +16,7 @@ from rlhf.config import Stage
 from rlhf.errors import Refusal, nearest
 from rlhf.fields import checked
 from rlhf.files import FINAL
+from rlhf.shell import setting
 
 
 def lora_config(stage: Stage, task: str) -> Any:
@@ -112,7 +113,7 @@ def read_adapter_config(folder: Path, base: str | None, key: str) -> Any:
     trained_on = stored.get("base_model_name_or_path")
     if trained_on and base and not same_base(trained_on, base):
         why = f"trained on the base {trained_on}, and this run uses {base}"
-        raise Refusal(key, folder, why, fix=f"model.path={trained_on}, or train it on this base")
+        raise Refusal(key, folder, why, fix=f"{setting('model.path', trained_on)}, or train it on this base")
     config: Any = LoraConfig.from_pretrained(str(folder))
     init = str(config.init_lora_weights)
     if init.lower().startswith(("pissa", "olora", "corda", "loftq")):

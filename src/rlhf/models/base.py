@@ -38,7 +38,7 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
     base, fresh = _from_scratch(stage, tokenizer, reward) if source is None else _loaded(stage, source, reward)
     if (rows := base.get_input_embeddings().num_embeddings) < len(tokenizer):
         why = f"it has embeddings for {rows} tokens, the tokenizer has {len(tokenizer)}"
-        fix = "the tokenizer that belongs to it, or model.pad_token=<one it knows>"
+        fix = "the tokenizer that belongs to it, or in model.pad_token one it knows"
         raise Refusal("model.path", source, why, fix=fix)
     plain_4bit_kernels(base)
     base.config.pad_token_id = tokenizer.pad_token_id

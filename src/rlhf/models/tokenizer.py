@@ -9,6 +9,7 @@ from rlhf.data import contract
 from rlhf.data.prepare import Ledger
 from rlhf.data.tokens import Renderer
 from rlhf.errors import Refusal, nearest
+from rlhf.shell import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,13 +73,14 @@ def _settle(tokenizer: "PreTrainedTokenizerBase", model: Model) -> None:
             setattr(tokenizer, key, token)
     if tokenizer.eos_token_id is None:
         why = f"the tokenizer of {model.path} has none"
-        raise Refusal("model.eos_token", "null", why, fix="model.eos_token=<its end token>")
+        raise Refusal("model.eos_token", "null", why, fix="in model.eos_token the token that ends its replies")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         usual = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<unk>")
-        spare = next((token for token in usual if token in vocabulary), "<a token that never occurs in text>")
+        spare = next((token for token in usual if token in vocabulary), None)
+        fix = setting("model.pad_token", spare) if spare else "in model.pad_token one that never occurs in text"
         is_now = "has none" if tokenizer.pad_token_id is None else f"equals the EOS token {tokenizer.eos_token}"
         why = f"the padding token of {model.path} {is_now}, so replies would never learn to end"
-        raise Refusal("model.pad_token", model.pad_token, why, fix=f"model.pad_token={spare}")
+        raise Refusal("model.pad_token", model.pad_token, why, fix=fix)
     tokenizer.padding_side = "right"
 
 

@@ -1,12 +1,14 @@
 """What a stage prints: a header before it, a closing block after it."""
 
+import shlex
 import shutil
 import textwrap
 from typing import Any
 
-from rlhf.config import GB, Stage, split_batch
-from rlhf.files import is_main
+from rlhf.config import GB, Stage, options, split_batch
+from rlhf.files import FINAL, is_main
 from rlhf.methods import METHODS
+from rlhf.shell import setting
 
 
 def _width() -> int:
@@ -54,10 +56,16 @@ def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     print(textwrap.fill(f"result   {line}", _width(), subsequent_indent=" " * 9))
     print(f"time     {run['seconds']:.0f} s, peak memory {memory(run)}")
     print(f"files    {stage.path}/  (final/, results.json, metrics.jsonl, data.json, *.png)")
-    name = f"{stage.run.recipe}/{stage.run.stage}"
-    follow = (
-        f"python src/chat.py run={name}"
-        if METHODS[stage.method.name].leaves == "policy"
-        else f"python src/pipeline.py recipe={stage.run.recipe}"
-    )
-    print(f"next     {follow}", flush=True)
+    print(f"next     {following(stage)}", flush=True)
+
+
+def following(stage: Stage) -> str:
+    """The command that makes use of a finished stage, to be pasted; for a reward model of no recipe, the setting for PPO."""
+    run = stage.run
+    root = [f"run.root={run.root}"] if run.root != "runs" else []
+    if METHODS[stage.method.name].leaves == "policy":
+        return shlex.join(["python", "src/chat.py", f"run={run.recipe}/{run.stage}", *root])
+    if f"{run.recipe}/{run.stage}" in options("recipes"):
+        more = [setting("run.root", run.root)] if root else []
+        return " ".join(["python", "src/pipeline.py", f"recipe={run.recipe}", *more])
+    return f"method=ppo {setting('method.reward_model', f'{stage.path}/{FINAL}')}"

@@ -36,7 +36,7 @@ def _problem(key: str, name: str, kind: str) -> str | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
-    local = f"{key}=<local folder>" if kind == "model" else f"{key}=<local folder with files named after the splits>"
+    local = f"in {key} a local folder" + (" with files named after the splits" if kind == "dataset" else "")
     if constants.HF_HUB_OFFLINE:
         why = "is not cached, and HF_HUB_OFFLINE forbids to fetch it"
         return None if _cached(name, kind) else f"{key}={name} {why}\n  fix: HF_HUB_OFFLINE=0, or {local}"

@@ -12,6 +12,7 @@ from rlhf.methods import METHODS, REPORTED
 from rlhf.monitor import rules
 from rlhf.preflight.memory import argument
 from rlhf.rewards.functions import PREFIX, unknown_rule
+from rlhf.shell import element, setting
 
 ALLOWED = {
     "method.name": tuple(METHODS),
@@ -29,6 +30,8 @@ ALLOWED = {
 
 # keys of `method` that some methods read, and what they are for the others
 OPTIONS = {"learn": "replies", "kwise": False, "reward_model": None, "reward_label": None}
+NAME_MAX = 255  # bytes of a file's name on ext4, XFS, APFS (limits.h)
+PATHS_GIVEN = ("model.path", "dataset.path", "method.start_from", "run.root")
 POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
             "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 
@@ -59,8 +62,15 @@ def _values(stage: Stage) -> Iterator[str]:
             yield f"{key}={value} must be at least 1"
     for key in ("run.recipe", "run.stage"):
         value = str(_get(stage, key))
+        longest = max(len(os.fsencode(part)) for part in value.split("/"))
+        if longest > NAME_MAX:
+            yield f"{key}={value[:20]}… has {longest} bytes in a folder name, and file systems take {NAME_MAX}"
         if not value or ".." in value or value.startswith(("/", "~")) or "\0" in value:
             yield f"{key}={value!r} must be a plain folder name inside run.root"
+
+    for key in PATHS_GIVEN:
+        if _get(stage, key) == "":
+            yield f"{key}= is empty; a variable of the shell may have no value"
 
 
 def _weights(stage: Stage) -> Iterator[str]:
@@ -77,10 +87,11 @@ def _weights(stage: Stage) -> Iterator[str]:
 def _data(stage: Stage) -> Iterator[str]:
     dataset = stage.dataset
     if dataset.format == "transcript" and set(dataset.markers or {}) != {"user", "assistant"}:
-        yield 'dataset.format=transcript needs dataset.markers, e.g. {user: "### Human: ", assistant: "### Assistant: "}'
+        sample = setting("dataset.markers", {"user": "### Human: ", "assistant": "### Assistant: "})
+        yield f"dataset.format=transcript needs dataset.markers for user and assistant\n  e.g. {sample}"
     cut = dataset.prompt_tokens
     if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
-        yield f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. [2, 8]"
+        yield f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. {setting('dataset.prompt_tokens', [2, 8])}"
 
 
 def _machine(stage: Stage) -> Iterator[str]:
@@ -101,8 +112,8 @@ def _method(stage: Stage) -> Iterator[str]:
         value = getattr(method, option)
         if value != neutral and option not in row.options:
             readers = ", ".join(name for name, other in METHODS.items() if option in other.options)
-            what = f"method.{option}={_yaml(value)} is about method={readers}, not {method.name}"
-            yield f"{what}\n  fix: method.{option}={_yaml(neutral)}"
+            what = f"method.{option}={element(value)} is about method={readers}, not {method.name}"
+            yield f"{what}\n  fix: {setting(f'method.{option}', neutral)}"
     if dataset.long_rows == "truncate" and row.rows != "demonstrations":
         yield "dataset.long_rows=truncate would cut prompts or pairs\n  fix: dataset.long_rows=drop"
     if method.args.get("packing_strategy") == "wrapped":
@@ -114,7 +125,7 @@ def _method(stage: Stage) -> Iterator[str]:
         losses = losses if isinstance(losses, list) else [losses]
         if not set(losses) & set(row.smoothed):
             smoothing, given = method.args["label_smoothing"], ",".join(map(str, losses))
-            fix = f"method.args.loss_type=[{row.smoothed[-1]}], or another of {', '.join(row.smoothed)}; or label_smoothing=0"
+            fix = f"{setting('method.args.loss_type', [row.smoothed[-1]])}, or another of {', '.join(row.smoothed)}; or method.args.label_smoothing=0"
             yield f"method.args.label_smoothing={smoothing} is ignored by loss_type={given} (TRL 1.12)\n  fix: {fix}"
     if "reward_model" in row.options:
         yield from _rewards(stage)
@@ -125,17 +136,13 @@ def _method(stage: Stage) -> Iterator[str]:
             yield f"{needed} is more than dataset.max_length={dataset.max_length}\n  fix: dataset.max_length={room}"
 
 
-def _yaml(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _rewards(stage: Stage) -> list[str]:
     """What can be said about `method.reward_model` without reading a file."""
     given = stage.method.reward_models
     if not given or not all(isinstance(value, str) and value for value in given):
         return [
             f"method.reward_model={stage.method.reward_model}: {stage.method.name} needs somebody who scores replies\n"
-            "  fix: method.reward_model=<folder or hub id>, function:<name>, or a list of those"
+            "  fix: method.reward_model=runs/support/reward/final, or another folder, hub id, rule (function:length), or list of those"
         ]
     return [str(wrong) for value in given if (wrong := unknown_rule(value, "method.reward_model"))]
 
@@ -159,10 +166,26 @@ def _missing(stage: Stage, key: str, value: str, planned: Sequence[str]) -> Iter
     if path.parent.parent == Path(stage.run.root) / recipe and path.name == FINAL:
         name = path.parent.name
         if not path.is_dir() and name not in planned:
-            fix = f"recipe={recipe}/{name}" if f"{recipe}/{name}" in options("recipes") else f"run.stage={name}"
-            yield f"{key}={value}: stage `{name}` of `{recipe}` has not finished\n  fix: python src/train.py {fix}"
+            yield f"{key}={value}: stage `{name}` of `{recipe}` has not finished\n  fix: {_first(stage, key, name)}"
     elif value.startswith((".", "/", "~")) and not path.expanduser().exists():
         yield f"{key}={value}: no such folder"
+
+
+def _first(stage: Stage, key: str, name: str) -> str:
+    """What to do about a stage that has to be there before: run it, where a recipe says how, or start from something else."""
+    stages = options("recipes")
+    root = [setting("run.root", stage.run.root)] if stage.run.root != "runs" else []
+    if f"{stage.run.recipe}/{name}" in stages:
+        return " ".join(["python src/train.py", f"recipe={stage.run.recipe}/{name}", *root])
+    run = f"the same command with method={name} and rows for it, first" if name in METHODS else ""
+    if key == "method.start_from":
+        return ", or ".join(["method.start_from=null, to start from model.path", *([run] if run else [])])
+    if key == "model.path" and (made := next((one for one in stages if one.endswith(f"/{name}")), None)):
+        path = setting("model.path", f"{stage.run.root}/{made}/{FINAL}")
+        return (
+            f"{' '.join(['python src/train.py', f'recipe={made}', *root])}, then {path}; or model= with another model"
+        )
+    return run or f"another {key}"
 
 
 def check_machine(stage: Stage) -> None:
@@ -190,7 +213,7 @@ def expectation_problems(stage: Stage) -> Iterator[str]:
                 yield f"{key}.needs={expected.needs!r}, {what}"
             continue
         if metric not in known:
-            fix = f"a metric that the stage logs, or {key}.needs=<what measures it>"
+            fix = f"a metric that the stage logs, or in {key}.needs what measures it"
             yield f"{key} is not a metric of method={stage.method.name}{nearest(metric, known)}\n  fix: {fix}"
         if low is None or high is None or not low <= expected.published <= high:
             yield f"{key}: the band [{low}, {high}] must hold the published {expected.published}"

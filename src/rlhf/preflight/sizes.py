@@ -127,6 +127,6 @@ def _sizes(model: Model) -> tuple[Mapping[str, Any], str]:
         return _sizes(to_stage(compose_config([f"recipes={origin}"])).model)
     raise ConfigError(
         f"model.path={model.path}: its sizes are not known here, and nothing is downloaded for a plan\n"
-        "  fix: model.path=<local folder>, or copy them from its config.json: 'model.shape={model_type: llama, hidden_size: 4096, "
+        "  fix: in model.path a local folder, or copy them from its config.json: 'model.shape={model_type: llama, hidden_size: 4096, "
         "intermediate_size: 11008, num_hidden_layers: 32, num_attention_heads: 32, num_key_value_heads: 32, vocab_size: 32000}'"
     )

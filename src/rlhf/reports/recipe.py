@@ -1,6 +1,7 @@
 """The result table of a recipe: finished policies on the same held-out prompts, with win rates against SFT, and replies to read."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def report(folder: Path) -> str:
     runs = {name: run for name, run in record.runs(folder).items() if run.get("status") == "finished"}
     samples = {name: rows for name in runs if (rows := final_samples(folder / name))}
     if not samples:
-        fix = f"python src/pipeline.py recipe={folder.name}"
+        fix = f"python src/pipeline.py recipe={shlex.quote(folder.name)}"
         raise ConfigError(f"{folder} has no finished stage with replies\n  fix: {fix}")
     samples, apart = comparable(samples)
     rewards = [name for name in runs if METHODS[read_stage(folder / name).method.name].leaves == "reward"]

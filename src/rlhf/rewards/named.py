@@ -1,5 +1,6 @@
 """What `method.reward_model` or a judge names: checked before any weight is loaded, then loaded as scorers."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.tokenizer import check_tokenizer, pretrained
 from rlhf.rewards.functions import PREFIX, RULES, unknown_rule
 from rlhf.rewards.scorers import FunctionScorer, TextScorer
+from rlhf.shell import element
 
 KEY, LABEL = "method.reward_model", "method.reward_label="
 
@@ -86,8 +88,10 @@ def _classifier(source: str, tokenizer: Any, chosen: str | None, key: str, label
     labels = {str(name): int(index) for index, name in config.id2label.items()}
     if len(labels) > 1 and chosen not in labels:
         wrong = f"{label_key}{chosen} is none of them{nearest(chosen, labels)}"
+        last = next(reversed(labels))
+        text = last if label_key != LABEL else element(last)
         why = f"has {len(labels)} labels, and {'none is chosen' if chosen is None else wrong}"
-        raise Refusal(key, source, why, allowed=list(labels)[:20], fix=f"{label_key}{next(reversed(labels))}")
+        raise Refusal(key, source, why, allowed=list(labels)[:20], fix=shlex.quote(f"{label_key}{text}"))
     same = own.get_vocab() == tokenizer.get_vocab() and own.chat_template == tokenizer.chat_template
     if len(labels) == 1 and same:
         return Named(source, "ids")

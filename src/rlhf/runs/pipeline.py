@@ -1,5 +1,6 @@
 """All stages of a recipe, each in a process of its own: order, what is up to date, and which override goes where."""
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -124,7 +125,7 @@ def run_stages(plan: Pipeline, names: Sequence[str]) -> int:
     for name in names:
         stage = plan.stage(name)
         now = "stale" if stage.run.overwrite else record.state(stage)
-        shown = " ".join(plan.command(name))
+        shown = shlex.join(plan.command(name))
         if now == "finished":
             print(f"{plan.recipe}/{name} is finished and unchanged   ({shown})", flush=True)
             continue
@@ -140,7 +141,7 @@ def run_stages(plan: Pipeline, names: Sequence[str]) -> int:
 
 
 def _start(command: list[str]) -> int:
-    print("\n$ " + " ".join(command), flush=True)
+    print("\n$ " + shlex.join(command), flush=True)
     try:
         return subprocess.run([sys.executable, str(REPO / command[1]), *command[2:]], check=False).returncode
     except KeyboardInterrupt:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +22,34 @@ from rlhf.files import FINAL, is_main
 from rlhf.methods import METHODS
 from rlhf.process import peak_memory_mb
 from rlhf.runs.provenance import provenance, redacted
+from rlhf.shell import element, setting
 
 # groups that no result follows from: where and how loudly a stage runs, what it is compared with, and what stops it
 NO_INPUTS = ("run", "logging", "source", "expect", "monitor")
 
+TOLD = 5  # settings that a refusal names
 PEAKS = {"cpu": "peak_memory_mb", "gpu": "peak_gpu_memory_mb"}  # in run.json
 
 
 def inputs(stage: Stage) -> dict[str, str]:
     """What a stage's result follows from: its settings, its data, and the finished runs whose weights it reads."""
+    digest = hashlib.sha256(json.dumps(_settings(stage), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    found = {"config": digest, "data": sources.fingerprint(stage.dataset)}
+    for key in _weights(stage):
+        if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == FINAL:
+            found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
+    return found
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    """The settings that a stage's result follows from."""
     settings = {k: v for k, v in asdict(stage).items() if k not in NO_INPUTS}
     settings["model"]["path"] = _portable(stage, stage.model.path)
     # only plan.py reads these, so no run goes stale with them
     del settings["model"]["shape"], settings["dataset"]["rows"]
     settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
     settings["method"] |= {"reward_model": [_portable(stage, path) for path in stage.method.reward_models]}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    found = {"config": digest, "data": sources.fingerprint(stage.dataset)}
-    for key in _weights(stage):
-        if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == FINAL:
-            found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
-    return found
+    return settings
 
 
 def _weights(stage: Stage) -> tuple[str | None, ...]:
@@ -76,9 +86,38 @@ def state(stage: Stage) -> str:
 
 
 def changes(stage: Stage) -> str:
-    """Which inputs of a stale run differ from now."""
+    """Which inputs of a stale run differ from now: settings, `seed 1 -> 2`, at most TOLD of them; data; stages before it."""
     then, now = read_run(stage.path).get("inputs", {}), inputs(stage)
-    return ", ".join(sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)))
+    found = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    settings = _differing(stage) if "config" in found else []
+    if settings:
+        more = [f"{len(settings) - TOLD} more settings"] if len(settings) > TOLD else []
+        found = [*settings[:TOLD], *more, *(key for key in found if key != "config")]
+    return ", ".join(found)
+
+
+def _differing(stage: Stage) -> list[str]:
+    """`key then -> now` of each setting that is another in the folder's config.yaml; none where that can't be read."""
+    try:
+        stored = _settings(read_stage(stage.path))
+    except (ConfigError, OSError):
+        return []
+    then, now = (dict(_leaves(redacted(settings))) for settings in (stored, _settings(stage)))
+    pairs = {key: (then.get(key), now.get(key)) for key in [*then, *(key for key in now if key not in then)]}
+    return [f"{key} {_short(old)} -> {_short(new)}" for key, (old, new) in pairs.items() if old != new]
+
+
+def _leaves(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _short(value: Any) -> str:
+    text = element(value)
+    return text if len(text) <= 60 else f"{text[:30]}…{text[-29:]}"
 
 
 def claim(stage: Stage) -> bool:
@@ -88,11 +127,17 @@ def claim(stage: Stage) -> bool:
     now = state(stage)
     if now in ("finished", "stale"):
         what = "a finished run" if now == "finished" else f"a run with other inputs ({changes(stage)})"
-        fix = "run.overwrite=true to replace it, or run.stage=<another name> to keep both"
+        fix = f"run.overwrite=true to replace it, or {_free(stage)} to keep both"
         raise ConfigError(f"{stage.path} holds {what}\n  fix: {fix}")
     if now == "absent" and stage.path.is_dir() and any(stage.path.iterdir()):
-        raise ConfigError(f"{stage.path} is not empty and holds no run of ours\n  fix: run.stage=<another name>")
+        raise ConfigError(f"{stage.path} is not empty and holds no run of ours\n  fix: {_free(stage)}")
     return now == "resumable"
+
+
+def _free(stage: Stage) -> str:
+    """The setting that gives a run a folder of its own: run.stage=sft-2."""
+    names = (f"{stage.run.stage}-{number}" for number in count(2))
+    return setting("run.stage", next(name for name in names if not stage.path.with_name(Path(name).name).exists()))
 
 
 def discard(stage: Stage) -> None:
@@ -192,7 +237,7 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
             f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
         )
     if run.get("status") != "finished":
-        fix = f"start it again with its command: {' '.join(run['command'])}"
+        fix = f"start it again with its command: python {shlex.join(run['command'])}"
         raise ConfigError(f"{folder} has not finished (status: {run.get('status')})\n  fix: {fix}")
     stage = read_stage(folder)
     if METHODS[stage.method.name].leaves == "reward":

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from rlhf import files
 from rlhf.config import Stage, to_stage
-from rlhf.errors import DataError, Preempted
+from rlhf.errors import ConfigError, DataError, Preempted
 from rlhf.methods import METHODS
 from rlhf.output import console
 from rlhf.preflight.hub import check_repositories
@@ -62,13 +62,17 @@ def refuse(stage: Stage) -> bool:
 
     Returns whether it goes on with what its folder holds.
     """
-    check_settings(stage)
-    resume = record.claim(stage)
-    quiet()
-    check_machine(stage)
-    check_repositories([stage])
     from rlhf.methods.arguments import check_arguments, training_arguments
 
+    check_settings(stage)
+    quiet()
+    try:
+        resume = record.claim(stage)
+    except ConfigError:  # of a misspelt setting, the spelling is what helps
+        check_arguments(stage)
+        raise
+    check_machine(stage)
+    check_repositories([stage])
     check_arguments(stage)
     training_arguments(stage)
     return resume
