@@ -136,6 +136,18 @@ def test_a_run_with_other_settings_names_them(compose_stage):
     assert record.changes(many).count("->") == 5 and "2 more settings" in record.changes(many)
 
 
+def test_of_a_misspelt_setting_on_a_run_the_spelling_is_told(compose_stage):
+    """Not run.overwrite=true, which would throw the run away."""
+    from rlhf.runs.stage import refuse
+
+    common = ["dataset=local_pairs", "dataset.path=x.jsonl", "method=dpo", "method.start_from=null", "model.path=a/b"]
+    record.Record(compose_stage(*common), None, False, []).status("finished")
+    with pytest.raises(ConfigError, match="num_train_epoch is not a field .*did you mean num_train_epochs"):
+        refuse(compose_stage(*common, "method.args.num_train_epoch=3"))
+    with pytest.raises(ConfigError, match="num_train_epochs 1 -> 3.*\n  fix: run.overwrite=true"):
+        refuse(compose_stage(*common, "method.args.num_train_epochs=3"))
+
+
 def test_the_next_command_finds_the_run(compose_stage, tmp_path):
     """With the root that is not the default, quoted; a reward model that is of no recipe leaves a setting for PPO."""
     root = tmp_path / "my runs"

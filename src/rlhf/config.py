@@ -340,7 +340,7 @@ def read_stage(folder: Path) -> Stage:
     try:
         return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
     except OmegaConfBaseException as error:
-        again = shlex.join(["python", *json.loads((folder / "run.json").read_text())["command"]])
+        again = shlex.join(json.loads((folder / "run.json").read_text())["command"])
         what = f"{error.full_key} is not read by this version ({str(error).splitlines()[0]})"
         fix = f"make the run again: {again} run.overwrite=true"
         raise ConfigError(f"{folder}/config.yaml: {what}\n  fix: {fix}") from error

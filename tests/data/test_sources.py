@@ -82,7 +82,7 @@ def test_missing_files_splits_and_generators_are_refused_with_what_there_is(comp
     cases = [
         (f"dataset.path={tmp_path}/absent.jsonl", "train", DataError, "no such file"),
         (f"dataset.path={tmp_path}", "validation", DataError, "has: train.jsonl"),
-        (f"dataset.path={tmp_path}/train.jsonl", "test", DataError, "fix: dataset.splits.eval"),
+        (f"dataset.path={tmp_path}/train.jsonl", "test", DataError, "fix: 'dataset.splits.eval="),
         ("dataset.path=generator:support/rankigns", "train", ConfigError, "did you mean support/rankings"),
         ("dataset.path=/nowhere/at/all", "train", DataError, "no such file"),
         ("dataset.options.train=1000000", "train", DataError, "at most"),

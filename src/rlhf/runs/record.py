@@ -237,7 +237,7 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
             f"  runs: {', '.join(runs) or 'none; make demo makes some'}"
         )
     if run.get("status") != "finished":
-        fix = f"start it again with its command: python {shlex.join(run['command'])}"
+        fix = f"start it again with its command: {shlex.join(run['command'])}"
         raise ConfigError(f"{folder} has not finished (status: {run.get('status')})\n  fix: {fix}")
     stage = read_stage(folder)
     if METHODS[stage.method.name].leaves == "reward":

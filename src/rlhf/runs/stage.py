@@ -62,17 +62,21 @@ def refuse(stage: Stage) -> bool:
 
     Returns whether it goes on with what its folder holds.
     """
-    from rlhf.methods.arguments import check_arguments, training_arguments
-
     check_settings(stage)
-    quiet()
     try:
         resume = record.claim(stage)
-    except ConfigError:  # of a misspelt setting, the spelling is what helps
-        check_arguments(stage)
+    except ConfigError:
+        if record.state(stage) == "stale":  # by a misspelt setting it may be, and then the spelling is what helps
+            from rlhf.methods.arguments import check_arguments  # imports TRL, which takes seconds
+
+            quiet()
+            check_arguments(stage)
         raise
+    quiet()
     check_machine(stage)
     check_repositories([stage])
+    from rlhf.methods.arguments import check_arguments, training_arguments
+
     check_arguments(stage)
     training_arguments(stage)
     return resume
