@@ -203,8 +203,9 @@ class Stage:
 
 GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "monitor", "debug")
 
-# Settings that name a file or a folder, where `~` is the home folder.
-PATHS = ("run.root", "model.path", "model.chat_template", "dataset.path", "method.start_from", "method.reward_model")
+# Settings that name files or folders, where `~` is the home folder.
+PATHS = ("run.root", "model.path", "model.chat_template", "dataset.path", "dataset.mixture", "method.start_from",
+         "method.reward_model")  # fmt: skip
 
 # Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
 OPEN = ("model.shape", "method.args", "adapter.args", "quantization.args", "dataset.columns", "dataset.options")
@@ -326,12 +327,17 @@ def to_stage(cfg: DictConfig) -> Stage:
     stage = cast(Stage, OmegaConf.to_object(cfg))
     for section, key in (place.split(".") for place in PATHS):
         part = getattr(stage, section)
-        given = getattr(part, key)
-        if isinstance(given, str):
-            setattr(part, key, home(given))
-        elif isinstance(given, list):
-            setattr(part, key, [home(one) if isinstance(one, str) else one for one in given])
+        if hasattr(part, key):
+            setattr(part, key, _at_home(getattr(part, key)))
     return stage
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_at_home(key): _at_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_at_home(inner) for inner in value]
+    return home(value) if isinstance(value, str) else value
 
 
 def read_stage(folder: Path) -> Stage:
