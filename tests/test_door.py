@@ -191,6 +191,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_in_a_table(tmp_path, monkeypat
 
     def run_stage(cfg, overrides):
         ran[cfg.seed] = cfg.run.stage
+        assert sys.argv[1:] == command[1:], "what run.json keeps as the command is what was typed"
         if cfg.seed == 2:
             raise error
 
@@ -198,7 +199,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_in_a_table(tmp_path, monkeypat
     monkeypatch.setattr(doors.sweep, "trials", [])
     root = tmp_path / "räume (1)"
     command = [str(REPO / "src/train.py"), "recipe=support/base", f"run.root={root}", "-m", "seed=1,2,3"]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", list(command))
     with pytest.raises(SystemExit) as left:
         runpy.run_path(sys.argv[0], run_name="__main__")
     told = capsys.readouterr()

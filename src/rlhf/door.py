@@ -34,6 +34,7 @@ SWEEP = {"-m", "--multirun"}
 RENAMED = {"recipes": "recipe", "root": "run.root", "readme": "page", "index": "page"}
 CONFIG = {*GROUPS, *(field.name for field in dataclasses.fields(Stage)), "recipe"}
 T = TypeVar("T")
+_typed: list[str] = []  # the command line before it was put into Hydra's words
 
 
 def enter(main: Callable[..., Any], schema: type | None = None) -> None:
@@ -58,7 +59,7 @@ def _compose_and_run(main: Callable[..., Any], words: list[str]) -> None:
     """Hydra's part of train.py; after a sweep its table, and the exit code of the first trial that failed."""
     import hydra
 
-    sys.argv[1:] = words
+    _typed[:], sys.argv[1:] = sys.argv[1:], words
     try:
         hydra.main(version_base="1.3", config_path="../conf", config_name="train")(main)()
     finally:
@@ -172,6 +173,8 @@ def run_job(cfg: DictConfig) -> None:
     from rlhf.runs import record  # not for --help
     from rlhf.runs.stage import run_stage
 
+    if _typed:
+        sys.argv[1:] = _typed  # which run.json keeps; Hydra has read its own
     hydra_cfg = HydraConfig.get()
     overrides = list(hydra_cfg.overrides.task)
     if hydra_cfg.mode != RunMode.MULTIRUN:
