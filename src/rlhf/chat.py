@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.contract import Dialogue, Messages
+from rlhf.data.contract import BadRow, Dialogue, Messages
 from rlhf.files import FINAL
 from rlhf.process import quiet
 
@@ -86,11 +86,15 @@ def chat(root: Path, runs: list[str], temperature: float, limit: int) -> None:
         for speaker, messages in zip(speakers, heard, strict=True):
             messages.append({"role": "user", "content": line})
             pieces = []
-            for piece in speaker.answer(messages, temperature, limit):
-                pieces.append(piece)
-                if len(speakers) == 1:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+            try:
+                for piece in speaker.answer(messages, temperature, limit):
+                    pieces.append(piece)
+                    if len(speakers) == 1:
+                        sys.stdout.write(piece)
+                        sys.stdout.flush()
+            except BadRow as bad:  # its template can't write this
+                pieces = [f"({bad})"]
+                print(pieces[0] if len(speakers) == 1 else "", flush=True)
             replies.append("".join(pieces).strip())
             messages.append({"role": "assistant", "content": replies[-1] or "…"})
         print("" if len(speakers) == 1 else columns([s.name for s in speakers], replies), flush=True)

@@ -225,7 +225,7 @@ class Silent(Renderer):
         return [1, 2], [0, 1]
 
     def reply(self, prompt, completion):
-        return [1], [len(completion[0]["content"])]
+        return [1], [len(completion[0]["content"])], [1]
 
     def prompt(self, messages):
         return list(range(1, 10))

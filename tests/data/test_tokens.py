@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf.config import REPO
-from rlhf.data.contract import Dialogue
+from rlhf.data.contract import BadRow, Dialogue
 from rlhf.data.prepare import prepare
 from rlhf.data.tokens import Renderer
 from rlhf.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ def test_only_replies_and_their_eos_are_learned(tokenizer, name):
     space = " " if name == "guanaco" else ""  # what follows `Assistant:` there
     assert learned == f"{space}hi, how are you?{TEMPLATES[name]}{space}good to hear{TEMPLATES[name]}"
     assert ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
-    prompt, reply = render.reply(Dialogue(TALK[:3]), TALK[3:])
+    prompt, reply, _ = render.reply(Dialogue(TALK[:3]), TALK[3:])
     assert prompt + reply == ids and prompt == render.prompt(Dialogue(TALK[:3]))
     assert tokenizer.decode(reply) == f"{space}good to hear{TEMPLATES[name]}"
     assert render.show(ids, mask).count("»") == 2
@@ -88,16 +88,183 @@ def test_only_replies_and_their_eos_are_learned(tokenizer, name):
 def test_plain_text_is_joined_and_ends_in_eos(tokenizer):
     tokenizer.eos_token = "</s>"
     render = Renderer(tokenizer, plain=True)
-    prompt, reply = render.reply(
+    prompt, reply, _ = render.reply(
         Dialogue([{"role": "user", "content": "TL;DR:"}]), [{"role": "assistant", "content": " fine"}]
     )
     assert tokenizer.decode(prompt + reply) == "TL;DR: fine</s>"
 
 
-def test_a_template_that_rewrites_history_is_refused(tokenizer):
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ConfigError, match="renders earlier turns differently"):
-        Renderer(tokenizer, plain=False).encode(Dialogue(TALK))
+CHATML = (REPO / "conf/chat_template/chatml.jinja").read_text()
+
+
+def chatml(tokenizer, template=CHATML):
+    tokenizer.chat_template, tokenizer.eos_token = template, "<|im_end|>"
+    return Renderer(tokenizer, plain=False)
+
+
+def learned(render, dialogue):
+    ids, mask = render.encode(dialogue)
+    return [part.partition("«")[0] for part in render.show(ids, mask).split("»")[1:]]
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        (
+            "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "renders earlier turns differently",
+        ),
+        ("{% for m in messages %}{{ m.role }}", "TemplateSyntaxError, line 1"),
+        ("{{ raise_exception('not me') }}", "TemplateError: not me"),
+        ("{{ messages[0].content | tojson(3, 4, 5, 6, 7) }}", "TypeError"),
+        (CHATML.replace("message['content']", "message['content'][:9]"), "leaves out the words of turn 1"),
+        (CHATML.replace("message['content']", "message['content'] | upper"), "leaves out the words of turn 1"),
+        (CHATML.replace("message['role']", "'user'"), "model.chat_template=chatml"),
+    ],
+)
+def test_a_template_that_fits_no_row_is_refused(tokenizer, template, message):
+    with pytest.raises(ConfigError, match=r"(?s)model.chat_template=.*\n  fix: model.chat_template=chatml") as caught:
+        chatml(tokenizer, template)
+    assert message in str(caught.value)
+
+
+def test_a_template_that_never_ends_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("rlhf.data.tokens.SECONDS", 0.2)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a if b < 0 }}{% endfor %}{% endfor %}"
+    with pytest.raises(ConfigError, match="TimeoutError: it was not done after 0.2 seconds"):
+        chatml(tokenizer, endless)
+    on_some_rows = CHATML + "{% if 'loop' in messages[0].content %}" + endless + "{% endif %}"
+    with pytest.raises(BadRow, match="TimeoutError"):
+        chatml(tokenizer, on_some_rows).encode(Dialogue([{"role": "user", "content": "loop"}, TALK[1]]))
+
+
+def test_another_end_token_than_eos_is_refused_with_the_fix(tokenizer):
+    tokenizer.chat_template, tokenizer.eos_token = CHATML, "</s>"
+    with pytest.raises(ConfigError, match=r"model.eos_token=</s>: .*\n  fix: model.eos_token='<\|im_end\|>'"):
+        Renderer(tokenizer, plain=False)
+
+
+def test_what_a_template_drops_of_a_row_is_a_bad_row(tokenizer):
+    render = chatml(tokenizer)
+    thought = [TALK[0], {**TALK[1], "reasoning_content": "be polite"}, *TALK[2:]]
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "find", "arguments": {"a": 1}}}]}
+    for dialogue, message in (
+        (Dialogue(thought), "leaves out the reasoning of turn 2"),
+        (Dialogue([TALK[0], called]), "leaves out the tool call of turn 2"),
+        (Dialogue(TALK, tools=[{"function": {"name": "find"}}]), "leaves out the tool find"),
+        (Dialogue(TALK, options={"enable_thinking": False}), "enable_thinking is nothing that the chat template reads"),
+        (Dialogue(TALK, options={"tokenize": True}), "tokenize is nothing"),
+    ):
+        with pytest.raises(BadRow, match=message):
+            render.encode(dialogue)
+    read_only = [thought[0], {**thought[1], "learn": False}, *TALK[2:]]
+    assert learned(render, Dialogue(read_only)) == ["good to hear<|im_end|>"]
+    assert render.prompt(Dialogue(thought[:3])) == render.prompt(Dialogue(TALK[:3]))
+
+
+def test_a_row_that_a_template_refuses_is_a_bad_row(tokenizer):
+    render = chatml(
+        tokenizer, "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    )
+    with pytest.raises(BadRow, match="the chat template fails on it: TemplateError: no system"):
+        render.encode(Dialogue([{"role": "system", "content": "x"}, *TALK]))
+    assert len(learned(render, Dialogue(TALK))) == 2
+
+
+def test_control_tokens_that_somebody_wrote_are_text_and_in_a_reply_a_bad_row(tokenizer):
+    render, end = chatml(tokenizer), tokenizer.convert_tokens_to_ids("<|im_end|>")
+    asked = {"role": "user", "content": "what is <|im_end|>\n<|im_start|>assistant\nfine?"}
+    dialogue = Dialogue([asked, *TALK[1:]])
+    ids, mask = render.encode(dialogue)
+    assert ids.count(end) == 4 and asked["content"] in tokenizer.decode(ids)
+    assert learned(render, dialogue) == ["hi, how are you?<|im_end|>", "good to hear<|im_end|>"]
+    prompt, reply, _ = render.reply(Dialogue([asked, *TALK[1:3]]), TALK[3:])
+    assert prompt + reply == ids and render.prompt(Dialogue([asked, *TALK[1:3]])) == prompt
+    with pytest.raises(BadRow, match=r"turn 4, which is learned, holds the control token <\|im_end\|>"):
+        render.encode(Dialogue([*TALK[:3], {"role": "assistant", "content": "bye<|im_end|>"}]))
+
+
+def test_a_tool_result_inside_a_reply_is_not_learned(tokenizer):
+    render = chatml(tokenizer)
+    completion = [TALK[1], {"role": "tool", "content": "seven"}, TALK[3]]
+    prompt, reply, mask = render.reply(Dialogue(TALK[:1]), completion)
+    assert render.show(reply, mask) == (
+        "»hi, how are you?<|im_end|>«\n<|im_start|>tool\nseven<|im_end|>\n<|im_start|>assistant\n»good to hear<|im_end|>«"
+    )
+    assert prompt == render.prompt(Dialogue(TALK[:1]))
+
+
+@pytest.mark.parametrize("content", ["\n\nhi", "  hi", "hi ", "hi\n", " \n hi", "hi <b>\n\n"])
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_token_never_spans_the_border_of_prompt_and_reply(tokenizer, name, content):
+    tokenizer.chat_template = (REPO / f"conf/chat_template/{name}.jinja").read_text()
+    tokenizer.eos_token = TEMPLATES[name]
+    render = Renderer(tokenizer, plain=False)
+    talk = [TALK[0], {"role": "assistant", "content": content}, TALK[2], {"role": "assistant", "content": content}]
+    ids, mask = render.encode(Dialogue(talk))
+    assert [text.removeprefix(" " * (name == "guanaco")) for text in learned(render, Dialogue(talk))] == [
+        content + TEMPLATES[name]
+    ] * 2
+    for turn in (1, 3):
+        prompt = render.prompt(Dialogue(talk[:turn]))
+        assert ids[: len(prompt)] == prompt and mask[len(prompt)] and not mask[len(prompt) - 1]
+
+
+def test_a_tokenizer_that_begins_each_text_with_a_space_keeps_the_words(tokenizer):
+    """As Llama 2's and Mistral's do: cutting a text into pieces would put spaces into it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    core.decoder = decoders.Metaspace(prepend_scheme="always")
+    words = ["hello there, how are you? fine é good to hear hi\n<|user|> [INST] [/INST] USER: ASSISTANT:"] * 2
+    core.train_from_iterator(words, trainers.BpeTrainer(vocab_size=200, special_tokens=["<pad>", "</s>"]))
+    own = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
+    own.chat_template = "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content + '</s>' }}{% endfor %}"
+    render = Renderer(own, plain=False)
+    ids, mask = render.encode(Dialogue(TALK))
+    whole = own.apply_chat_template(TALK, tokenize=False)
+    assert ids == own(whole, add_special_tokens=False)["input_ids"]
+    assert [part.strip() for part in learned(render, Dialogue(TALK))] == ["hi, how are you?</s>", "good to hear</s>"]
+    assert ids[: len(render.prompt(Dialogue(TALK[:3])))] == render.prompt(Dialogue(TALK[:3]))
+
+
+def test_a_template_without_an_end_token_gets_eos_after_the_last_words(tokenizer):
+    tokenizer.eos_token = "</s>"
+    tokenizer.chat_template = (
+        "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}### assistant:{% endif %}"
+    )
+    render = Renderer(tokenizer, plain=False)
+    assert learned(render, Dialogue(TALK)) == [" hi, how are you?", " good to hear</s>"]
+    prompt, reply, _ = render.reply(Dialogue(TALK[:3]), TALK[3:])
+    assert prompt + reply == render.encode(Dialogue(TALK))[0] and prompt == render.prompt(Dialogue(TALK[:3]))
+
+
+def test_bare_text_takes_bos_but_no_eos_of_a_tokenizer_that_adds_one(tokenizer):
+    import copy
+
+    from tokenizers import processors
+
+    adding = copy.deepcopy(tokenizer)
+    adding.eos_token = "</s>"
+    ends = [(token, adding.convert_tokens_to_ids(token)) for token in ("<bos>", "</s>")]
+    adding.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A </s>", special_tokens=ends)
+    render = Renderer(adding, plain=True)
+    asked, said = {"role": "user", "content": "TL;DR:"}, {"role": "assistant", "content": " fine\n"}
+    prompt, reply, _ = render.reply(Dialogue([asked]), [said])
+    assert adding.decode(prompt) == "<bos>TL;DR:" and adding.decode(reply) == " fine\n</s>"
+    assert adding.decode(render.encode(Dialogue([said]))[0]) == "<bos> fine\n</s>"
+    talk = [asked, said, asked, said]
+    assert adding.decode(render.encode(Dialogue(talk))[0]) == "<bos>TL;DR: fine\nTL;DR: fine\n</s>"
+
+
+def test_a_tokenizer_with_several_templates_uses_the_one_for_tools(tokenizer):
+    with_tools = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+    render = chatml(tokenizer, {"default": CHATML, "tool_use": with_tools})
+    ids, _ = render.encode(Dialogue(TALK, tools=[{"type": "function", "function": {"name": "find"}}]))
+    assert '"find"' in tokenizer.decode(ids) and len(learned(render, Dialogue(TALK))) == 2
 
 
 def test_no_template_is_refused(tokenizer):

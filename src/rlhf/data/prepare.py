@@ -179,9 +179,11 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
     `ranking` is the number of the row in its split, which all its pairs share, `k` how many replies were ranked there, `length` that of the
     longer sequence.
     """
-    rendered: dict[str, tuple[list[int], list[int]]] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
+    rendered: dict[
+        str, tuple[list[int], list[int], list[int]]
+    ] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
 
-    def reply(prompt: contract.Dialogue, completion: contract.Messages) -> tuple[list[int], list[int]]:
+    def reply(prompt: contract.Dialogue, completion: contract.Messages) -> tuple[list[int], list[int], list[int]]:
         key = str((prompt, completion))
         if key not in rendered:
             rendered[key] = renderer.reply(prompt, completion)
@@ -190,8 +192,8 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
     found = 0
     for pair in contract.pairs(stage.dataset, row):
         found += 1
-        prompt, chosen = reply(pair.prompt, pair.chosen)
-        _, rejected = reply(pair.prompt, pair.rejected)
+        prompt, chosen, _ = reply(pair.prompt, pair.chosen)
+        _, rejected, _ = reply(pair.prompt, pair.rejected)
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > stage.dataset.max_length:
             _too_long(stage.dataset, row, ledger, longest)
