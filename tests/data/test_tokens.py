@@ -140,7 +140,7 @@ def test_a_template_that_never_ends_is_refused(tokenizer, monkeypatch):
 
 def test_another_end_token_than_eos_is_refused_with_the_fix(tokenizer):
     tokenizer.chat_template, tokenizer.eos_token = CHATML, "</s>"
-    with pytest.raises(ConfigError, match=r"model.eos_token=</s>: .*\n  fix: model.eos_token='<\|im_end\|>'"):
+    with pytest.raises(ConfigError, match=r"model.eos_token=</s>: .*\n  fix: 'model.eos_token=\"<\|im_end\|>\"'"):
         Renderer(tokenizer, plain=False)
 
 

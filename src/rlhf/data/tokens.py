@@ -22,6 +22,7 @@ from jinja2 import TemplateSyntaxError
 
 from rlhf.data.contract import BadRow, Dialogue, Messages
 from rlhf.errors import Refusal
+from rlhf.shell import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -196,7 +197,7 @@ class Renderer:
             between = self._text(Dialogue(talk), talk).rpartition(SAID["content"])[2].rpartition("And when?")[0]
             if eos not in after or eos not in between:  # Command R7B closes the words first, then the turn
                 why = f"the template ends a reply with {first[0]}, so replies would never learn to end"
-                raise Refusal("model.eos_token", eos, why, fix=f"model.eos_token='{first[0]}'")
+                raise Refusal("model.eos_token", eos, why, fix=setting("model.eos_token", first[0]))
         tokens = (eos, users[0] if users else eos) if first else ()
         self.ends = {token: added[token] for token in tokens}
 
