@@ -167,10 +167,10 @@ CHANGES = {
         {k: v[:, :8].contiguous() for k, v in t.items() if "q_proj.lora_A" in k}
     ),
     "only LORA adapters.*\n  fix: train that stage again with adapter=lora": lambda c, t: c.update(peft_type="IA3"),
-    "modules_to_save has \\['lm_head'\\].*\n  fix: train it with LoRA": lambda c, t: c.update(
+    "modules_to_save has \\['lm_head'\\].*\n  fix: train that stage again": lambda c, t: c.update(
         modules_to_save=["score", "lm_head"]
     ),
-    "changed the base it was trained on.*\n  fix: .*init_lora_weights=true": lambda c, t: c.update(
+    "changed the base it was trained on.*\n  fix: train that stage again": lambda c, t: c.update(
         init_lora_weights="pissa"
     ),
 }

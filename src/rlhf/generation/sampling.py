@@ -90,7 +90,7 @@ def sample_chunk(
 ) -> Replies:
     """Decodes one chunk of prompts with a cache; `uniforms` is `[B, max_new_tokens]`, a row of its own for each."""
     device, head = policy.device, policy.logits_of(temperature or 1.0, (pad_id,))
-    ids, mask = left_pad(prompts, pad_id, device)
+    ids, mask = left_pad(prompts, policy.filler(pad_id), device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     uniforms = uniforms.to(device)
     stops = torch.tensor(list(eos_ids), device=device)

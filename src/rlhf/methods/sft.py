@@ -13,6 +13,7 @@ from rlhf.data.prepare import Prepared
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
+from rlhf.models.checks import check_packing
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> SFTTrainer:
@@ -22,5 +23,7 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> SFTTrainer:
         model = load_base(stage, tokenizer, path=stage.method.start_from)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
+    if args.packing or args.padding_free or args.eval_packing:
+        check_packing(model)
     with trainable_kept_in_fp32(model):
         return SFTTrainer(model, args, train_dataset=data.train, eval_dataset=data.eval, processing_class=tokenizer)

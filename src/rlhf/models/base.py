@@ -2,7 +2,11 @@
 
 import inspect
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -10,8 +14,10 @@ from torch import nn
 
 from rlhf.config import Stage
 from rlhf.errors import Refusal, nearest
+from rlhf.models.checks import adapter_base, tokenizer_home, unreadable
 from rlhf.models.layers import plain_4bit_kernels
-from rlhf.models.tokenizer import pretrained, stops
+from rlhf.models.tokenizer import stops
+from rlhf.shell import setting
 
 
 class Score(nn.Linear):
@@ -63,21 +69,120 @@ def _from_scratch(stage: Stage, tokenizer: Any, reward: bool) -> tuple[Any, bool
 
 
 def _loaded(stage: Stage, source: str, reward: bool) -> tuple[Any, bool]:
-    """The weights at `source`, a hub id or a folder, and whether their head is new."""
+    """The weights at `source`, a hub id or a folder, and whether their head is new. An adapter folder stands for its base
+    with the adapter merged into it.
+
+    Raises a Refusal for weights that transformers can't read, that are torn, or that lack some of the model's.
+    """
     kind, labels = _kind(reward)
-    base, report = pretrained(
-        kind,
-        source,
-        "model.path",
-        raised=OSError,
-        revision=stage.model.revision if source == stage.model.path else None,
-        attn_implementation=stage.model.attention,
-        trust_remote_code=stage.model.trust_remote_code,
-        output_loading_info=True,
-        **placement(stage),
-        **labels,
-    )
+    with merged(stage, source) as place:
+        options: dict[str, Any] = {"trust_remote_code": stage.model.trust_remote_code, "output_loading_info": True}
+        options["revision"] = stage.model.revision if place == stage.model.path else None
+        base, report = read_weights(
+            kind, place, source, attn_implementation=stage.model.attention, **options, **placement(stage), **labels
+        )
+    base.config._name_or_path = base.name_or_path = source  # adapters on it are saved with the name of their base
+    missing = sorted(name for name in report["missing_keys"] if "score" not in name)
+    if missing:
+        why = f"{len(missing)} of its weights are not in its files, {missing[0]} the first: they would be random"
+        raise Refusal("model.path", source, why, fix="the whole model, downloaded or saved again")
     return base, any("score" in name for name in report["missing_keys"])
+
+
+def read_weights(kind: Any, place: str, source: str, **options: Any) -> Any:
+    """`kind.from_pretrained(place)`; what it can't read is a Refusal of `model.path=source`."""
+    from safetensors import SafetensorError
+
+    try:
+        return kind.from_pretrained(place, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise unreadable("model.path", source, error) from error
+    except RuntimeError as error:  # memory that ran out is one too
+        if "size mismatch" not in str(error) and "mismatched" not in str(error):
+            raise
+        raise unreadable("model.path", source, error) from error
+
+
+@contextmanager
+def merged(stage: Stage, source: str) -> Iterator[str]:
+    """`source`; or if that is an adapter folder, a folder that holds its base with the adapter merged into it meanwhile.
+
+    By whatever PEFT can merge, at the precision that the base is held in before it is quantized. Raises a Refusal for an
+    adapter that PEFT can't merge, that is a reward model's, or whose files lack some of it.
+    """
+    name = adapter_base(source)
+    if name is None:
+        yield source
+        return
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(source).expanduser()
+    options = placement(stage) | {"quantization_config": None, "device_map": None}
+    base = read_weights(AutoModelForCausalLM, name, name, trust_remote_code=stage.model.trust_remote_code, **options)
+    model = merge(base, folder)
+    with TemporaryDirectory(prefix="merged-") as place:
+        model.save_pretrained(place)
+        del base, model
+        yield place
+
+
+def merge(base: Any, folder: Path) -> Any:
+    """The causal LM `base`, quantized or not, with the adapter in `folder` merged into it: plain weights."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoTokenizer
+
+    key, fix = "model.path", "model.path=<its base>, or an adapter that can be merged"
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise unreadable(key, folder, error) from error
+    if config.task_type == "SEQ_CLS":
+        raise Refusal(key, folder, "is the adapter of a reward model", fix=setting("method.reward_model", folder))
+    if config.is_prompt_learning:
+        why = f"is of the kind {getattr(config.peft_type, 'value', config.peft_type)}, which adds to the prompt and can't be merged into weights"
+        raise Refusal(key, folder, why, fix=fix)
+    base = base.dequantize() if getattr(base, "is_quantized", False) else base
+    if tokenizer_home(folder) == folder:
+        rows = len(AutoTokenizer.from_pretrained(folder))
+        if rows > base.get_input_embeddings().num_embeddings:  # tokens added before it was trained
+            base.resize_token_embeddings(rows)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(base, str(folder), config=config)
+    if torn := [str(one.message) for one in told if "adapter keys" in str(one.message)]:
+        raise Refusal(key, folder, f"does not fit its base: {torn[0][:200]}", fix="the base it was trained on")
+    _untie(base)
+    try:
+        whole = model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
+        raise Refusal(key, folder, f"PEFT can't merge it: {str(error)[:200]}", fix=fix) from error
+    if not _tied(whole):
+        whole.config.tie_word_embeddings = whole.config.get_text_config().tie_word_embeddings = False
+    return whole
+
+
+def _ends(model: Any) -> list[Any]:
+    """The weights of the first and the last layer, those below an adapter if they carry one."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [end.get_base_layer() if hasattr(end, "get_base_layer") else end for end in ends]
+
+
+def _tied(model: Any) -> bool:
+    first, last = _ends(model)
+    return first.weight.data_ptr() == last.weight.data_ptr()
+
+
+def _untie(base: Any) -> None:
+    """Gives the last layer a copy of the embeddings if one of the two carries an adapter: the other must not get it too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    wrapped = (
+        isinstance(base.get_input_embeddings(), BaseTunerLayer),
+        isinstance(base.get_output_embeddings(), BaseTunerLayer),
+    )
+    if _tied(base) and any(wrapped):
+        last = _ends(base)[1]
+        last.weight = nn.Parameter(last.weight.detach().clone(), requires_grad=False)
 
 
 def _kind(reward: bool) -> tuple[Any, dict[str, Any]]:
@@ -106,7 +211,7 @@ def _settle_generation(model: Any, tokenizer: Any) -> None:
 
 def _fp32_head(base: Any, fresh: bool) -> None:
     """Replace the head by one in fp32; a new one starts at N(0, 1/(d+1)) (Huang et al. 2024, arXiv:2403.17031)."""
-    width = base.config.get_text_config().hidden_size
+    width = base.score.in_features  # of OPT-350m half of hidden_size
     head = Score(width, 1, bias=False, device=base.device, dtype=torch.float32)
     with torch.no_grad():
         if fresh:

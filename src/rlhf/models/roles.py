@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf.errors import Refusal
-from rlhf.models.adapters import WEIGHTS, adapter_weights, fill, read_weights, switch_adapter
+from rlhf.models.adapters import WEIGHTS, adapter_weights, belongs, fill, read_weights, switch_adapter
 
 # Low enough that the probability underflows to 0, finite so that 0 * logit stays 0 in the entropy.
 SUPPRESSED = -1e30
@@ -26,9 +26,14 @@ def shape_logits(logits: Tensor, temperature: float, suppress: tuple[int, ...]) 
     logits = logits.float() if logits.dtype != torch.float64 else logits
     if temperature != 1.0:
         logits = logits / temperature
-    for token in suppress:
+    for token in (token for token in suppress if token < logits.shape[-1]):
         logits[..., token] = SUPPRESSED  # in place: nothing that made these logits needs their values in backward
     return logits
+
+
+def width(base: Any) -> int:
+    """The size of the last hidden states of a causal LM: what its head reads (OPT-350m's is half of hidden_size)."""
+    return int(base.get_output_embeddings().weight.shape[-1])
 
 
 class ScalarHead(nn.Module):
@@ -46,7 +51,7 @@ class ScalarHead(nn.Module):
     @classmethod
     def on(cls, base: Any, weight: Tensor | None = None) -> "ScalarHead":
         """A head for `base` with the given `[1, H]` weight, or zeros: the value of every state then starts at 0."""
-        head = cls(nn.Linear(base.config.get_text_config().hidden_size, 1, bias=False, device=base.device))
+        head = cls(nn.Linear(width(base), 1, bias=False, device=base.device))
         with torch.no_grad():
             head.linear.weight.copy_(weight) if weight is not None else head.linear.weight.zero_()
         return head
@@ -93,11 +98,16 @@ class Role:
         """How many token ids the model takes."""
         return self.model.get_input_embeddings().num_embeddings
 
+    def filler(self, pad_id: int) -> int:
+        """What stands in padding, which is never read: `pad_id`, or as in TRL 0 where that has no embedding (a [PAD] that
+        was added to the tokenizer alone)."""
+        return pad_id if pad_id < self.embeddings else 0
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter that belongs to this role alone: its adapter and head, or its whole model."""
         seen = set()
         for name, parameter in (self.model if self.peft is None else self.peft).named_parameters():
-            if self.peft is None or f".{self.adapter}." in name:
+            if self.peft is None or belongs(name, self.adapter):
                 seen.add(id(parameter))
                 yield name, parameter
         if self.head is not None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from rlhf.config import Stage
 from rlhf.errors import Refusal
 from rlhf.models import adapters
-from rlhf.models.adapters import WEIGHTS, copy_adapter, fill_adapter, read_adapter_config
+from rlhf.models.adapters import WEIGHTS, belongs, copy_adapter, fill_adapter, read_adapter_config
 from rlhf.models.base import load_base
 from rlhf.models.layers import plain_4bit_kernels
-from rlhf.models.roles import Role, ScalarHead, disable_dropout
+from rlhf.models.roles import Role, ScalarHead, disable_dropout, width
 from rlhf.models.tokenizer import check_tokenizer
 
 START, REWARD = "method.start_from", "method.reward_model"
@@ -80,7 +80,7 @@ def shared_roles(
 
     adapters.switch_adapter(peft, "policy")
     for name, parameter in peft.named_parameters():
-        parameter.requires_grad_(".policy." in name or ".value." in name)
+        parameter.requires_grad_(belongs(name, "policy") or belongs(name, "value"))
     disable_dropout(peft)
     start = ScalarHead.on(base, first.linear.weight if first else None)
     return Roles(
@@ -104,7 +104,7 @@ def _add_reward(peft: Any, base: Any, tokenizer: Any, folder: Path, index: int) 
 
 def reward_head(weight: Tensor | None, base: Any, folder: Path, key: str) -> ScalarHead:
     """The frozen head that an adapter folder holds; a Refusal of `key=folder` if it has none, or several labels."""
-    hidden_size = base.config.get_text_config().hidden_size
+    hidden_size = width(base)
     if weight is None:
         why = f"{WEIGHTS} has no `score.weight`, so it is not the adapter of a reward model, or its head was not saved"
         fix = "train one with method=reward, or with task_type=SEQ_CLS, which saves the head"

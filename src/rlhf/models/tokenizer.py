@@ -9,6 +9,7 @@ from rlhf.data import contract
 from rlhf.data.prepare import Ledger
 from rlhf.data.tokens import Renderer
 from rlhf.errors import Refusal, nearest
+from rlhf.models.checks import tokenizer_home
 from rlhf.shell import setting
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def load_tokenizer(stage: Stage) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(kept) if kept.is_dir() else _trained(stage)
     else:
         options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-        tokenizer = pretrained(AutoTokenizer, model.path, "model.path", **options)
+        tokenizer = pretrained(AutoTokenizer, tokenizer_home(model.path), "model.path", **options)
     _settle(tokenizer, model)
     return tokenizer
 

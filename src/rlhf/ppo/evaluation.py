@@ -30,7 +30,7 @@ def evaluate(
     prompts = [prompt_of(row) for row in rows]
     replies = loop.reply(prompts, args.eval_temperature, stream(args.seed, "evaluation", 0))
     scores = loop.scorer(prompts, replies.tokens, rows)
-    batches = lay_out(prompts, replies.tokens, loop.micro_batch_size, loop.pad_id, policy.device)
+    batches = lay_out(prompts, replies.tokens, loop.micro_batch_size, policy.filler(loop.pad_id), policy.device)
     k1, k3 = kl_of_replies(forward, policy, loop.reference, batches, reply_mask(replies.tokens, policy.device))
     require_finite(update, {"eval_objective/scores": scores, "eval_objective/kl": k1})
     lengths = [len(reply) for reply in replies.tokens]

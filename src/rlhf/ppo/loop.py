@@ -133,7 +133,8 @@ class Loop:
         require_finite(update, {"reward/mean": raw})
         scores = self.paid_scores(raw, torch.tensor(replies.ended))
         mask = reply_mask(replies.tokens, device)
-        batches = lay_out(prompts, replies.tokens, self.micro_batch_size, self.pad_id, device)
+        pad_id = self.policy.filler(self.pad_id)
+        batches = lay_out(prompts, replies.tokens, self.micro_batch_size, pad_id, device)
         experience = collect(self.forward, self.policy, self.reference, self.value, batches, mask)
         k1, k3 = kl_estimates(experience.logprobs, experience.reference_logprobs)
         kl_coef = self.kl_controller.coefficient

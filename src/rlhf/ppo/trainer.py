@@ -86,6 +86,8 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         # what callbacks, the model card and integrations see
         self.model = self.policy_model = self.policy.peft or self.policy.model
         self.ref_model, self.reward_model, self.value_model = self.reference.model, reward_model, self.value.model
+        # TRL's `trainer.model` wraps both; here it is the policy, and these are views, which its state_dict doesn't hold
+        vars(self.model).update(policy=self.model, value_model=self.value.peft or self.value.model)
         self.is_peft_model = self.policy.peft is not None
         self.model_adapter_name, self.ref_adapter_name = self.policy.adapter, self.reference.adapter
         self._check_prompts()

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf.config import Model, Stage, compose_config, options, to_stage
 from rlhf.errors import ConfigError, nearest
 from rlhf.files import FINAL
+from rlhf.models.checks import adapter_base
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def shape_of(stage: Stage) -> Shape:
 def _sizes(model: Model) -> tuple[Mapping[str, Any], str]:
     if model.init is not None:
         return model.init, "model.init"
-    path = Path(str(model.path)).expanduser()
+    path = Path(adapter_base(model.path) or str(model.path)).expanduser()
     if (path / "config.json").is_file():
         return json.loads((path / "config.json").read_text()), f"{path}/config.json"
     if model.shape:

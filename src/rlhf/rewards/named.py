@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from rlhf.config import Stage
 from rlhf.errors import Refusal, nearest
-from rlhf.models.adapters import CONFIG, read_adapter_config
+from rlhf.models.adapters import read_adapter_config
 from rlhf.models.base import load_base, placement
+from rlhf.models.checks import CONFIG
 from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.tokenizer import check_tokenizer, pretrained
 from rlhf.rewards.functions import PREFIX, RULES, unknown_rule

@@ -38,7 +38,7 @@ class RoleScorer:
         assert head is not None, f"role {self.role.name} has no scalar head"
         scores = torch.zeros(len(prompts))
         with self.role.active(), self.autocast():
-            for batch in lay_out(prompts, replies, self.batch_size, self.pad_id, self.role.device):
+            for batch in lay_out(prompts, replies, self.batch_size, self.role.filler(self.pad_id), self.role.device):
                 scores[batch.rows] = head(batch.last_states(self.role.hidden(batch.ids))).cpu()
         return scores
 

@@ -76,9 +76,11 @@ def refuse(stage: Stage) -> bool:
     check_machine(stage)
     check_repositories([stage])
     from rlhf.methods.arguments import check_arguments, training_arguments
+    from rlhf.models.checks import check_model
 
     check_arguments(stage)
     training_arguments(stage)
+    check_model(stage)
     return resume
 
 
