@@ -27,6 +27,7 @@ from rlhf.files import FINAL
 from rlhf.shell import holds_text, home, readable, setting, several
 
 GB = 2**30  # bytes in a GB, of hardware.memory_gb as of what is printed; an MB has 2**20
+MIXTURE = "mixture:"  # the path of a dataset that is only its parts
 REPO = Path(__file__).resolve().parents[2]
 STAGE_REFERENCE = re.compile(r"\$\{stage:\s*([\w-]+)\s*\}")
 
@@ -79,6 +80,9 @@ class Dataset:
     max_prompt_length: int = MISSING
     long_rows: str = MISSING
     bad_rows: str = MISSING
+    # runs from before these keys stay readable
+    streaming: bool = False
+    mixture: Any = None  # None or a list of mappings, which OmegaConf has no type for
 
 
 @dataclass
@@ -324,6 +328,8 @@ def _inside(key: str, words: Sequence[str]) -> Iterator[str]:
 
 def to_stage(cfg: DictConfig) -> Stage:
     """Resolve everything, `~` in paths too; raises if a `???` is left, naming its key."""
+    if cfg.dataset.get("mixture") is not None and OmegaConf.is_missing(cfg.dataset, "path"):
+        cfg.dataset.path = MIXTURE
     stage = cast(Stage, OmegaConf.to_object(cfg))
     for section, key in (place.split(".") for place in PATHS):
         part = getattr(stage, section)

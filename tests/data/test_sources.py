@@ -1,11 +1,15 @@
 """Rows from files: every way in, and what is said about every kind of broken file."""
 
 import json
+import pickle
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from rlhf.data import contract, sources
+from rlhf.data.prepare import Ledger
+from rlhf.data.rows import BadRow
 from rlhf.data.sources import fingerprint, read
 from rlhf.errors import ConfigError, DataError
 
@@ -54,29 +58,6 @@ def test_the_fingerprint_follows_the_bytes_and_the_generator_settings(compose_st
     assert generated[0] != generated[1]
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b'{"prompt": "a"}\n{"prompt": \n', r"train.jsonl:2: not JSON"),
-        (b'["a"]\n', r"train.jsonl:1: expected an object"),
-        (b'{"prompt": "\xff"}\n', r"train.jsonl:1: not UTF-8"),
-    ],
-)
-def test_a_broken_line_is_named(compose_stage, tmp_path, content, message):
-    (tmp_path / "train.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        list(read(compose_stage(f"dataset.path={tmp_path}/train.jsonl").dataset, "train"))
-
-
-def test_a_ragged_csv_and_a_false_parquet_are_named(compose_stage, tmp_path):
-    (tmp_path / "train.csv").write_text("prompt,completion\na,b\nonly one\n")
-    with pytest.raises(DataError, match=r"train.csv:3: expected 2 columns"):
-        list(read(compose_stage(f"dataset.path={tmp_path}/train.csv").dataset, "train"))
-    (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match="not a Parquet file"):
-        list(read(compose_stage(f"dataset.path={tmp_path}/train.parquet").dataset, "train"))
-
-
 def test_missing_files_splits_and_generators_are_refused_with_what_there_is(compose_stage, tmp_path):
     _write(tmp_path, ".jsonl")
     cases = [
@@ -102,25 +83,180 @@ REPLIES = [MESSAGE | {"message_id": f"r{i}", "parent_id": "a", "role": "assistan
 
 
 @pytest.mark.parametrize(
-    "rows, message",
+    "rows, line, message",
     [
+        ([{"prompt": "p", "chosen": "c"}], 1, "message_id, parent_id, role, text\n  it has: prompt, chosen"),
+        ([MESSAGE | {"role": "human"}], 1, "role='human' of a message\n  allowed: prompter, assistant"),
+        ([MESSAGE | {"role": ["human"]}], 1, r"role=\['human'\] of a message"),
+        ([MESSAGE, REPLIES[0] | {"rank": "first"}], 2, "rank='first' must be a number"),
+        ([MESSAGE, REPLIES[0] | {"rank": float("nan")}], 2, "rank=nan must be a number"),
+        ([MESSAGE | {"parent_id": "a"}, *REPLIES], 1, "message_id=a is its own ancestor"),
+        ([MESSAGE | {"message_id": ["a"]}], 1, "must be text"),
         (
-            [{"prompt": "p", "chosen": "c"}],
-            r"train.jsonl:1: .*message_id, parent_id, role, text\n  it has: prompt, chosen",
+            [{"prompt": MESSAGE | {"replies": ["no message"]}}],
+            1,
+            "a message is an object with replies, found 'no message'",
         ),
-        ([MESSAGE | {"role": "human"}], "train.jsonl:1: role='human' of a message\n  allowed: prompter, assistant"),
-        ([MESSAGE, REPLIES[0] | {"rank": "first"}], "train.jsonl:2: rank='first' must be a number"),
-        ([MESSAGE | {"parent_id": "a"}, *REPLIES], "train.jsonl:1: message_id=a is its own ancestor"),
     ],
 )
-def test_a_tree_that_is_none_is_named(compose_stage, tmp_path, rows, message):
+def test_a_tree_that_is_none_is_named(compose_stage, tmp_path, rows, line, message):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=message):
-        list(read(compose_stage(f"dataset.path={tmp_path}/train.jsonl", "dataset.format=tree").dataset, "train"))
+    dataset = compose_stage(f"dataset.path={tmp_path}/train.jsonl", "dataset.format=tree").dataset
+    (row,) = read(dataset, "train")
+    assert row.where == f"{tmp_path}/train.jsonl:{line}"
+    with pytest.raises(BadRow, match=message):
+        _ = row.values
 
 
-@pytest.mark.parametrize("cell, reason", [(b"caf\xe9", "can't decode"), (b"x" * 200_000, "field larger than")])
-def test_a_csv_that_cannot_be_read_is_named(compose_stage, tmp_path, cell, reason):
-    (tmp_path / "train.csv").write_bytes(b"prompt,completion\n" + cell + b",a\n")
-    with pytest.raises(DataError, match=f"train.csv: after line .: not CSV in UTF-8: .*{reason}"):
-        list(read(compose_stage(f"dataset.path={tmp_path}/train.csv").dataset, "train"))
+def test_replies_in_replies_are_the_same_tree(compose_stage, tmp_path):
+    below = MESSAGE | {"message_id": "q", "parent_id": "r0", "text": "q"}
+    last = [MESSAGE | {"message_id": f"s{i}", "parent_id": "q", "role": "assistant", "rank": 1 - i} for i in range(2)]
+    flat = [MESSAGE, *REPLIES, below, *last]
+
+    def nested(message):
+        under = [nested(other) for other in flat if other["parent_id"] == message["message_id"]]
+        return {key: message[key] for key in message if key != "parent_id"} | {"replies": under}
+
+    found = []
+    for name, rows in (("flat", flat), ("nested", [{"message_tree_id": "a", "prompt": nested(MESSAGE)}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        dataset = compose_stage(f"dataset.path={tmp_path}/{name}.jsonl", "dataset.format=tree").dataset
+        found.append([row.values for row in read(dataset, "train")])
+    assert found[0] == found[1] and [row["ranks"] for row in found[0]] == [[0, 1], [1, 0]]
+
+
+SPLITS = ("dataset.splits.train=train", "dataset.splits.eval=validation", "dataset.splits.test=null")
+
+
+@pytest.mark.parametrize(
+    "bounds", ["[:95%]", "[2:]", "[:-3]", "[-5%:]", "[-30%:-10%]", "[4:2]", "[:99]", "[-99:2]", ""]
+)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_slice_is_what_python_would_leave(compose_stage, tmp_path, bounds, shards):
+    for number in range(shards):
+        part = ROWS[number * 4 : None if number == shards - 1 else number * 4 + 4]
+        file = tmp_path / f"train-{number:05}-of-{shards:05}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
+    dataset = compose_stage(f"dataset.path={tmp_path}").dataset
+    start, stop = (int(b[:-1]) * len(ROWS) // 100 if "%" in b else int(b) if b else None
+                   for b in (bounds or "[:]")[1:-1].split(":"))  # fmt: skip
+    rows = sources.open(dataset, f"train{bounds}")
+    expected = ROWS[start:stop]
+    assert [row.values for row in rows.read()] == expected and len(rows) == len(expected)
+    for first, last in ((0, 3), (1, None), (3, 9), (5, 5), (20, 30)):
+        assert [row.values for row in pickle.loads(pickle.dumps(rows)).read(first, last)] == expected[first:last]
+
+
+def test_a_slice_from_the_start_reads_no_row_behind_it(compose_stage, tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(ROWS, indent=1)[:-1] + ", torn")
+    dataset = compose_stage(f"dataset.path={tmp_path}/train.json").dataset
+    assert [row.values for row in read(dataset, "train[2:10]")] == ROWS[2:10]
+    assert [row.values for row in read(dataset, "train", 3)] == ROWS[:3]
+
+
+def test_a_bad_line_is_dropped_and_counted_or_stops_with_its_line(compose_stage, tmp_path):
+    (tmp_path / "train.jsonl").write_text("no JSON\n" + "".join(json.dumps(row) + "\n" for row in ROWS) + "[1]\n")
+    for given, bad_rows in (("drop", "drop"), ("error", "error")):
+        ledger, dataset = Ledger(), compose_stage(f"dataset.path={tmp_path}", f"dataset.bad_rows={given}").dataset
+        first, rows = contract.read(dataset, "train", "demonstrations")
+        assert first.values == ROWS[0]
+        try:
+            for row in rows:
+                with ledger.account(row, bad_rows):
+                    assert row.values["prompt"]
+        except DataError as error:
+            assert str(error).startswith(
+                f"{tmp_path}/train.jsonl:1: not JSON: Expecting value at column 1\n  fix: mend"
+            )
+        dropped = {"not JSON": 1, "not an object": 1} if given == "drop" else {}
+        assert ledger.dropped == dropped and ledger.read == (12 if given == "drop" else 1)
+
+
+def test_streamed_rows_are_fetched_as_they_are_read(compose_stage, tmp_path, monkeypatch):
+    import datasets
+
+    taken = []
+
+    def made():
+        for i in range(10**9):
+            taken.append(i)
+            yield {"messages": [{"role": "user", "content": str(i)}]}
+
+    def stub(path, subset, *, split, revision, streaming=False):
+        assert (path, subset, split, revision, streaming) == ("some/id", "main", "train_sft", "abc", True)
+        return datasets.IterableDataset.from_generator(made)
+
+    monkeypatch.setattr(datasets, "load_dataset", stub)
+    hub = ["dataset.path=some/id", "dataset.subset=main", "dataset.revision=abc", "dataset.streaming=true"]
+    dataset = compose_stage(*hub).dataset
+    rows = sources.open(dataset, "train_sft[5:8]")
+    assert not rows.counted and not taken
+    with pytest.raises(TypeError, match="dataset.streaming=true"):
+        len(sources.open(dataset, "train_sft"))
+    assert [row.values["messages"][0]["content"] for row in rows.read()] == ["5", "6", "7"]
+    assert len(taken) < 200, "nothing but what is read, and a batch"
+    assert [row.where for row in rows.read()][0] == "some/id[train_sft]:5"
+    for bounds in ("[:10%]", "[-5:]"):
+        with pytest.raises(ConfigError, match=r"dataset.streaming=true: .*\n  fix: bounds that count from the start"):
+            sources.open(dataset, f"train_sft{bounds}")
+
+
+def test_hub_rows_come_by_index_with_json_as_it_was(compose_stage, monkeypatch):
+    import datasets
+
+    turns = [{"role": "user", "content": "a", "tool_calls": None}, {"role": "user", "content": "b", "name": "c"}]
+    rows = [{"i": i, "messages": [turn]} for i, turn in enumerate(turns)]
+    kept = [{"i": 0, "messages": [{"role": "user", "content": "a"}]}, rows[1]]
+    loaded = datasets.Dataset.from_list(rows).select([1, 0, 1])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
+    found = sources.open(compose_stage("dataset.path=some/id").dataset, "train[1:]")
+    assert [row.values for row in found.read()] == kept and len(found) == 2
+    assert [row.where for row in pickle.loads(pickle.dumps(found)).read(1)] == ["some/id[train]:2"]
+
+
+def test_a_mixture_reads_each_part_by_its_weight(compose_stage, tmp_path):
+    for name in "ab":
+        rows = [{"prompt": f"{name}{i}", "completion": "c"} for i in range(10)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = f"[{{path: {tmp_path}/a.jsonl, weight: 0.5}}, {{path: {tmp_path}/b.jsonl, weight: 2.3, columns: {{prompt: p}}}}]"
+    dataset = compose_stage("dataset=local_demonstrations", f"dataset.mixture={mixed}").dataset
+    assert dataset.path == "mixture:"
+    first, second = sources.parts(dataset, "train")
+    assert (first.dataset.columns, second.dataset.columns) == ({"messages": "messages"}, {"prompt": "p"})
+    asked = [row.values["prompt"] for row in first.open().read()]
+    assert asked == ["a0", "a2", "a4", "a6", "a8"] and len(first.open()) == 5
+    asked = [row.values["prompt"] for row in second.open().read()]
+    assert asked == [f"b{i}" for i in range(10)] * 2 + ["b0", "b3", "b6"] and len(second.open()) == 23
+    for start, stop in ((0, 4), (9, 12), (15, None), (22, 30)):
+        assert [row.values["prompt"] for row in second.open().read(start, stop)] == asked[start:stop]
+    assert sources.parts(dataset, "eval") == []
+    both = compose_stage(f"dataset.path={tmp_path}/a.jsonl", f"dataset.mixture={mixed}", *SPLITS).dataset
+    (held,) = sources.parts(both, "eval")
+    assert held.dataset is both and held.split == "validation"
+    before = fingerprint(dataset)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "other", "completion": "c"}\n')
+    assert fingerprint(dataset) != before
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        ("{path: a.jsonl, weight: 0}", r"dataset.mixture\[0\].weight=0: .* above 0\n  fix: weight: 0.5"),
+        ("{path: a.jsonl, weight: -1}", "weight=-1"),
+        ("{path: a.jsonl, weight: nan}", "weight=nan"),
+        ("{path: a.jsonl, weight: inf}", "weight=inf"),
+        ("{path: a.jsonl, weight: true}", "weight=True"),
+        ("{path: a.jsonl, wieght: 2}", r"dataset.mixture\[0\].wieght=2: is no key of a part; did you mean weight"),
+        ("{path: a.jsonl, max_length: 2}", "is said once, for all parts"),
+        ("{weight: 2}", r"dataset.mixture\[0\].path=None: a part needs the path"),
+        ("{path: a.jsonl, format: chta}", "is no format of rows; did you mean chat"),
+        ("{path: a.jsonl, format: plain}", "can't be mixed"),
+        ("{path: a.jsonl, splits: {trian: train}}", "splits.trian is not a field .*did you mean train"),
+        ("{path: a.jsonl, columns: messages}", "columns=messages: must be a mapping"),
+        ("a.jsonl", "must be a list of datasets, each with its path"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(compose_stage, part, message):
+    stage = compose_stage("dataset=local_demonstrations", f"dataset.mixture=[{part}]")
+    with pytest.raises(ConfigError, match=message):
+        sources.parts(stage.dataset, "train")

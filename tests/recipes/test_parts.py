@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rlhf.config import compose_config, to_stage
-from rlhf.data import contract, sources
+from rlhf.data import contract
 from rlhf.data.prepare import prepare
-from rlhf.data.sources import Row
+from rlhf.data.rows import Row
+from rlhf.data.trees import rankings
 from rlhf.errors import ConfigError
 from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
 from tests.recipes.rows import TREES
@@ -26,7 +27,7 @@ def prepared(tmp_path, local):
 
 
 def test_a_tree_gives_the_ranked_replies_to_each_message():
-    rows = list(sources.rankings(Row(f"oasst:{i}", values) for i, values in enumerate(TREES)))
+    rows = list(rankings(Row(f"oasst:{i}", values) for i, values in enumerate(TREES)))
     assert (
         len(rows) == 2 * 24 + 1
     )  # of the last tree, one reply to its root is ranked; the orphans have no way to a root
@@ -48,10 +49,10 @@ def test_a_tree_gives_the_ranked_replies_to_each_message():
 def test_a_deleted_or_unranked_reply_is_no_part_of_a_ranking():
     rows = [dict(row) for row in TREES[:4]]
     rows[1]["deleted"] = True
-    (ranking,) = sources.rankings(Row("here", row) for row in rows)
+    (ranking,) = rankings(Row("here", row) for row in rows)
     assert ranking.values["ranks"] == [0, 2]
     rows[2]["rank"] = None
-    assert not list(sources.rankings(Row("here", row) for row in rows))
+    assert not list(rankings(Row("here", row) for row in rows))
 
 
 @pytest.mark.parametrize("context, asked", [("A passage.", "Do it.\n\nA passage."), ("", "Do it."), (None, "Do it.")])

@@ -9,12 +9,12 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from typing import Any
 
 from rlhf.config import Dataset
 from rlhf.data import sources
-from rlhf.data.sources import Row
+from rlhf.data.rows import BadRow, Row, first_good
 from rlhf.errors import DataError, nearest
 
 Messages = list[dict[str, Any]]
@@ -28,14 +28,6 @@ FORMS = {
     "prompts": (("prompt",), ("messages",), ("chosen", "rejected")),
 }
 BESIDE = {"prompt": ("context",), "ranking": ("ranks", "truth")}
-
-
-class BadRow(Exception):
-    """A row that breaks the contract; `reason` is what the ledger counts."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -69,8 +61,11 @@ class Pair:
     k: int = 2
 
 
-def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = None) -> tuple[Row | None, Iterator[Row]]:
-    """The first row of a split, None if it is empty, and all its rows, of which the first has every column that is read.
+def read(
+    dataset: Dataset, split: str | None, kind: str, limit: int | None = None, weight: float = 1.0
+) -> tuple[Row | None, Iterator[Row]]:
+    """The first row of a split that can be read, None if there is none, and all its rows, read `weight` times, of which that
+    first one has every column that is read.
 
     Raises:
         DataError: no split, a role or a column that is not there, or none of the forms of `kind` is mapped.
@@ -85,12 +80,12 @@ def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = Non
             raise DataError(f"dataset.columns.{role}={column}: not a role of dataset.format={dataset.format}{hint}")
     roles = _form(dataset, kind)
     roles += tuple(more for role in roles for more in BESIDE.get(role, ()) if more in dataset.columns)
-    rows = sources.read(dataset, split, limit)
-    first = next(rows, None)
+    rows = islice(sources.Part(dataset, split, weight).open().read(), limit)
+    first = first_good(before := [], rows)
     if first is None:
-        return None, rows
+        return None, iter(before)
     check_columns(dataset, roles, [first])
-    return first, chain([first], rows)
+    return first, chain(before, rows)
 
 
 def check_columns(dataset: Dataset, roles: Iterable[str], rows: Sequence[Row]) -> None:

@@ -4,15 +4,15 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf.config import Dataset, Stage
-from rlhf.data import contract
+from rlhf.data import contract, sources
 from rlhf.data.contract import BadRow
-from rlhf.data.sources import Row
+from rlhf.data.rows import Row
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError
 from rlhf.methods import METHODS
@@ -45,7 +45,7 @@ class Ledger:
             yield
         except BadRow as bad:
             if bad_rows == "error":
-                fix = "mend the row, or dataset.bad_rows=drop to leave such rows out"
+                fix = bad.fix or "mend the row, or dataset.bad_rows=drop to leave such rows out"
                 raise DataError(f"{row.where}: {bad}\n  fix: {fix}") from bad
             self.drop(bad.reason, row.where)
 
@@ -99,20 +99,25 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
 
     dataset, splits, method = stage.dataset, stage.dataset.splits, METHODS[stage.method.name]
     kind = method.rows
-    opened = {"train": _open(stage, splits.train, kind)}
+    opened = {"train": _open(stage, "train", kind)}
     if splits.eval is not None:
-        opened["eval"] = _open(stage, splits.eval, kind)
+        opened["eval"] = _open(stage, "eval", kind)
     if splits.test is not None and stage.evaluation.prompts and method.leaves == "policy":
-        opened["test"] = _open(stage, splits.test, "prompts", stage.evaluation.prompts)
+        opened["test"] = _open(stage, "test", "prompts", stage.evaluation.prompts)
     if splits.test is None or "test" in opened:  # also those that this stage does not read, where all splits are known
-        contract.check_columns(dataset, dataset.columns, [first for first, _ in opened.values() if first is not None])
+        firsts: dict[int, list[Row]] = {}
+        read = [part for parts in opened.values() for part in parts]
+        for part in read:
+            firsts.setdefault(id(part.dataset), []).extend([part.first] if part.first else [])
+        for part in read:
+            contract.check_columns(part.dataset, part.dataset.columns, firsts[id(part.dataset)])
     ledgers = {role: Ledger() for role in opened}
     built: dict[str, datasets.Dataset] = {}
     for role in ("train", "eval"):
         if role not in opened:
             continue
         split, ledger = getattr(splits, role), ledgers[role]
-        columns = _collect(_tokens(stage, split, opened[role][1], kind, renderer, ledger))
+        columns = _collect(_tokens(stage, opened[role], kind, renderer, ledger))
         if not ledger.kept:
             reasons = ", ".join(f"{n} {reason}" for reason, n in ledger.dropped.items()) or "the split is empty"
             fix = f"dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
@@ -121,40 +126,58 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         built[role] = datasets.Dataset.from_dict(columns)
     test = []
     if "test" in opened:
-        test = list(_tokens(stage, str(splits.test), opened["test"][1], "prompts", asking, ledgers["test"]))
+        test = list(_tokens(stage, opened["test"], "prompts", asking, ledgers["test"]))
     reports = {role: ledger.report() for role, ledger in ledgers.items()}
     return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
 
 
 def test_prompts(stage: Stage, asking: Renderer) -> list[Tokens]:
     """The first `evaluation.prompts` prompts of the test split, which nobody trained on."""
-    split = stage.dataset.splits.test
-    if split is None:
+    if stage.dataset.splits.test is None:
         return []
-    _, rows = _open(stage, split, "prompts", stage.evaluation.prompts)
-    return list(_tokens(stage, split, rows, "prompts", asking, Ledger()))
+    parts = _open(stage, "test", "prompts", stage.evaluation.prompts)
+    return list(_tokens(stage, parts, "prompts", asking, Ledger()))
 
 
-def _open(stage: Stage, split: str | None, kind: str, limit: int | None = None) -> tuple[Row | None, Iterator[Row]]:
+class Opened(NamedTuple):
+    """Rows of one dataset, with the first of them that could be read."""
+
+    dataset: Dataset
+    split: str
+    first: Row | None
+    rows: Iterator[Row]
+
+
+def _open(stage: Stage, role: str, kind: str, limit: int | None = None) -> list[Opened]:
+    """What a role reads, the parts of a mixture one after another, which share `limit`."""
     limit = min((n for n in (limit, stage.debug.rows) if n is not None), default=None)
-    return contract.read(stage.dataset, split, kind, limit)
+    parts, found = sources.parts(stage.dataset, role), []
+    if not parts:
+        contract.read(stage.dataset, None, kind)  # refuses
+    for number, part in enumerate(parts):
+        share = None if limit is None else limit // len(parts) + (number < limit % len(parts))
+        first, rows = contract.read(part.dataset, part.split, kind, share, part.weight)
+        found.append(Opened(part.dataset, part.split, first, rows))
+    return found
 
 
-def _tokens(
-    stage: Stage, split: str, rows: Iterator[Row], kind: str, renderer: Renderer, ledger: Ledger
-) -> Iterator[Tokens]:
-    for number, row in enumerate(rows, 1):
-        with ledger.account(row, stage.dataset.bad_rows):
-            if kind == "demonstrations":
-                found = _demonstrations(stage, row, renderer, ledger)
-            elif kind == "pairs":
-                found = _pairs(stage, row, number, renderer, ledger)
-            else:
-                # drawn for the place of a row in its split, wherever the files lie
-                found = _prompts(stage, row, random.Random(f"{split}:{number}"), renderer, ledger)
-            for tokens, length in found:
-                ledger.keep(tokens, length)
-                yield tokens
+def _tokens(stage: Stage, parts: Iterable[Opened], kind: str, renderer: Renderer, ledger: Ledger) -> Iterator[Tokens]:
+    before = 0
+    for dataset, split, _, rows in parts:
+        own, number = replace(stage, dataset=dataset), 0
+        for number, row in enumerate(rows, 1):
+            with ledger.account(row, dataset.bad_rows):
+                if kind == "demonstrations":
+                    found = _demonstrations(own, row, renderer, ledger)
+                elif kind == "pairs":
+                    found = _pairs(own, row, before + number, renderer, ledger)
+                else:
+                    # drawn for the place of a row in its split, wherever the files lie
+                    found = _prompts(own, row, random.Random(f"{split}:{number}"), renderer, ledger)
+                for tokens, length in found:
+                    ledger.keep(tokens, length)
+                    yield tokens
+        before += number
 
 
 def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
@@ -223,7 +246,7 @@ def _prompts(
     if len(ids) > stage.dataset.max_prompt_length:
         _too_long(stage.dataset, row, ledger, len(ids))
         return
-    facts = json.dumps(row.values["facts"], sort_keys=True) if "facts" in row.values else "null"
+    facts = json.dumps(row.values["facts"], sort_keys=True, default=str) if "facts" in row.values else "null"
     # what scorers of text render with a template of their own, and what rules compare with
     beside = {"messages": json.dumps(None if renderer.plain else messages)}
     beside |= {"reference": contract.reference(stage.dataset, row), "facts": facts}

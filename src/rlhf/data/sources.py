@@ -1,234 +1,268 @@
-"""Where rows come from: the hub, JSONL, CSV and Parquet files, or a generator in this package."""
+"""Where rows come from: the hub, files and folders of files, a generator in this package, or a mixture of those."""
 
-import csv
 import hashlib
 import importlib
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import Dataset
-from rlhf.errors import ConfigError, DataError, nearest
-from rlhf.shell import setting
+from rlhf import fields
+from rlhf.config import MIXTURE, Dataset, Splits
+from rlhf.data import folders
+from rlhf.data.formats import SUFFIXES
+from rlhf.data.rows import BadRow, Row, Rows, Sliced, Weighted
+from rlhf.data.trees import rankings
+from rlhf.errors import ConfigError, DataError, Refusal, nearest
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
-SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>-?\d*%?):(?P<stop>-?\d*%?)\])?$")
+__all__ = ["SUFFIXES", "BadRow", "Part", "Row", "Rows", "fingerprint", "is_hub", "is_local", "open", "parts", "read"]
+
+SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?$")
+GENERATOR = "generator:"
 
 # generator:<module>/<dataset>: rlhf.<module>.generator has a function of that name
 GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts")}
 
+FORMATS = ("chat", "plain", "transcript", "tree")  # dataset.format
 
-@dataclass(frozen=True)
-class Row:
-    """One row and where it stands: `file:line` for files, `id[split]:index` for the rest."""
-
-    where: str
-    values: dict[str, Any]
+# what a part of a mixture may say for itself; the rest is said once, for all parts
+OF_A_PART = ("path", "subset", "revision", "splits", "columns", "format", "markers", "options", "streaming", "system")
 
 
 def read(dataset: Dataset, split: str, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a split, in order; `split` may carry a slice such as `train[:95%]`.
+    """The first `limit` rows of a split, in order; `split` may carry a slice such as `train[:95%]`.
 
     Raises:
         DataError: a file that is missing or not what its suffix says, with file and line.
         ConfigError: an unknown generator or a malformed slice.
     """
+    return islice(open(dataset, split).read(), limit)
+
+
+def open(dataset: Dataset, split: str) -> Rows:
+    """The rows of a split, none of them read yet; raises as `read` does."""
+    name, start, stop = sliced(split)
+    if dataset.path.startswith(GENERATOR):
+        rows = Generated(dataset, name)
+    elif dataset.path == MIXTURE:
+        why = "the parts of dataset.mixture are read one by one, which is not done here"
+        raise Refusal("dataset.path", dataset.path, why, fix="a path, and dataset.mixture=null")
+    elif is_local(dataset.path):
+        rows = folders.open_path(dataset, name)
+    else:
+        rows = _hub(dataset, name, relative=any(isinstance(bound, str) or (bound or 0) < 0 for bound in (start, stop)))
+    if (start, stop) != (None, None):
+        rows = Sliced(rows, start, stop)
+    return Trees(rows) if dataset.format == "tree" else rows
+
+
+def sliced(split: str) -> tuple[str, int | str | None, int | str | None]:
+    """A split's name and the bounds of its slice: numbers, texts such as `95%`, or None."""
     match = SLICE.match(split)
     if not match:
         raise ConfigError(f"dataset.splits: {split!r} is not a split name with an optional slice such as train[:95%]")
-    if dataset.path.startswith("generator:"):
-        rows = sliced(_generated(dataset, match["name"]), match)
-    elif (path := Path(dataset.path).expanduser()).suffix in SUFFIXES or path.is_dir():
-        rows = sliced(_local(path, match["name"]), match)
-    elif dataset.path.startswith((".", "/", "~")):
-        raise DataError(f"dataset.path={dataset.path}: no such file or folder")
-    else:
-        rows = _hub(dataset, split)
-    if dataset.format == "tree":
-        rows = rankings(rows)
-    return islice(rows, limit)
+    return match["name"], _bound(match["start"]), _bound(match["stop"])
+
+
+def _bound(text: str | None) -> int | str | None:
+    return text if text and "%" in text else int(text) if text else None
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is one of this machine, there or not, and no id on the hub."""
+    place = Path(path).expanduser()
+    if path.startswith(GENERATOR) or path == MIXTURE:
+        return False
+    if path.startswith((".", "/", "~")) or place.exists() or path.lower().endswith(SUFFIXES) or "://" in path:
+        return True
+    return path.count("/") > 1 or ("/" in path and place.parent.is_dir())
+
+
+def is_hub(path: str) -> bool:
+    """Whether a path is an id on the hub."""
+    return not (path.startswith(GENERATOR) or path == MIXTURE or is_local(path))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dataset that is read for one purpose, `weight` times."""
+
+    dataset: Dataset
+    split: str
+    weight: float = 1.0
+
+    def open(self) -> Rows:
+        rows = open(self.dataset, self.split)
+        if self.weight == 1:
+            return rows
+        if not rows.counted:
+            why = "a part that is streamed has no number of rows to take a share of"
+            raise Refusal("dataset.mixture.weight", self.weight, why, fix="weight: 1 there, or streaming: false")
+        return Weighted(rows, self.weight)
+
+
+def parts(dataset: Dataset, role: str) -> list[Part]:
+    """What is read for `train`, `eval` or `test`: the dataset itself, or for train the parts of its mixture.
+
+    Those stand for the other roles too where the dataset has no path of its own, each read once. Empty where no split has the role.
+
+    Raises:
+        ConfigError: a part without a path, with an unknown key or with a weight that is no positive number.
+    """
+    mixed = [] if dataset.mixture is None else _mixture(dataset)
+    if not mixed or (role != "train" and dataset.path != MIXTURE):
+        split = getattr(dataset.splits, role)
+        return [] if split is None else [Part(dataset, split)]
+    found = [(one, getattr(one.splits, role), weight if role == "train" else 1.0) for one, weight in mixed]
+    return [Part(one, split, weight) for one, split, weight in found if split is not None]
+
+
+def _mixture(dataset: Dataset) -> list[tuple[Dataset, float]]:
+    given, example = dataset.mixture, "dataset.mixture='[{path: a.jsonl}, {path: b.jsonl, weight: 0.5}]'"
+    if not isinstance(given, list) or not given or not all(isinstance(part, dict) for part in given):
+        raise Refusal("dataset.mixture", given, "must be a list of datasets, each with its path", fix=example)
+    return [_part(dataset, number, dict(part)) for number, part in enumerate(given)]
+
+
+def _part(dataset: Dataset, number: int, said: dict[str, Any]) -> tuple[Dataset, float]:
+    where = f"dataset.mixture[{number}]"
+    weight = said.pop("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        why = "how many times the rows are read must be a number above 0"
+        raise Refusal(f"{where}.weight", weight, why, fix="weight: 0.5 for half of them, 2 for all of them twice")
+    if not isinstance(said.get("path"), str):
+        raise Refusal(f"{where}.path", said.get("path"), "a part needs the path of a dataset")
+    for key in said:
+        if key not in OF_A_PART:
+            known = key in Dataset.__dataclass_fields__
+            why = (
+                "is said once, for all parts" if known else f"is no key of a part{nearest(key, (*OF_A_PART, 'weight'))}"
+            )
+            raise Refusal(f"{where}.{key}", said[key], why, allowed=(*OF_A_PART, "weight"))
+    for key in ("splits", "columns", "options", "markers"):
+        if not isinstance(said.get(key) or {}, dict):
+            raise Refusal(f"{where}.{key}", said[key], "must be a mapping")
+    if said.get("format", "chat") not in FORMATS:
+        near = nearest(said["format"], FORMATS)
+        raise Refusal(f"{where}.format", said["format"], f"is no format of rows{near}", allowed=FORMATS)
+    splits = said.pop("splits", None) or {}
+    said = fields.checked(Dataset, said, where)
+    if "format" in said and (said["format"] == "plain") != (dataset.format == "plain"):
+        why = "text without turns (plain) and dialogues are rendered differently, so that they can't be mixed"
+        raise Refusal(f"{where}.format", said["format"], why)
+    said = {"subset": None, "revision": None, **said}  # those of the outer dataset are its path's own
+    chosen = Splits(**fields.checked(Splits, {**asdict(dataset.splits), **splits}, f"{where}.splits"))
+    return replace(dataset, **{"mixture": None, "splits": chosen, **said}), float(weight)
 
 
 def fingerprint(dataset: Dataset) -> str:
     """Changes when the rows would: the bytes of local files, a generator's settings and code, a hub id with its revision."""
     digest = hashlib.sha256(f"{dataset.path}@{dataset.revision}/{dataset.subset}".encode())
-    if dataset.path.startswith("generator:"):
+    if dataset.path.startswith(GENERATOR):
         module = importlib.import_module(f"rlhf.{_generator(dataset)[0]}")
         digest.update(json.dumps(dataset.options, sort_keys=True).encode())
         for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
             digest.update(source.read_bytes())
-    else:
-        path = Path(dataset.path).expanduser()
-        for file in [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []:
-            if file.suffix in SUFFIXES:
-                digest.update(file.name.encode() + file.read_bytes())
+    elif is_local(dataset.path):
+        for file in folders.files(Path(dataset.path).expanduser()):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(2**20):
+                    digest.update(chunk)
+    if dataset.mixture is not None:
+        for part, weight in _mixture(dataset):
+            digest.update(f"{fingerprint(part)}{weight}{part.splits}{part.columns}{part.format}".encode())
     return digest.hexdigest()[:16]
 
 
 def _generator(dataset: Dataset) -> tuple[str, str]:
-    module, _, name = dataset.path.removeprefix("generator:").partition("/")
+    module, _, name = dataset.path.removeprefix(GENERATOR).partition("/")
     if name not in GENERATORS.get(module, ()):
         known = [f"{m}/{n}" for m, names in GENERATORS.items() for n in names]
         raise ConfigError(f"dataset.path={dataset.path} is not a generator{nearest(f'{module}/{name}', known)}")
     return module, name
 
 
-def _generated(dataset: Dataset, split: str) -> Iterator[Row]:
-    module, name = _generator(dataset)
-    generator = importlib.import_module(f"rlhf.{module}.generator")
-    options = dict(dataset.options)
+class Generated(Rows):
+    """Rows that a generator makes, all of them when the first is asked for."""
+
+    def __init__(self, dataset: Dataset, split: str) -> None:
+        self.dataset, self.split = dataset, split
+        sizes = {key: dataset.options[key] for key in ("train", "held_out", "evaluation") if key in dataset.options}
+        _generator(dataset)
+        if split not in sizes:
+            raise ConfigError(f"dataset.options has no number of rows for split `{split}` (has: {', '.join(sizes)})")
+
+    @property
+    def made(self) -> list[dict[str, Any]]:
+        return _made(self.dataset.path, self.split, json.dumps(self.dataset.options))
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        for index, row in enumerate(self.made[start:stop], start):
+            yield Row(f"{self.dataset.path}[{self.split}]:{index}", row)
+
+
+@lru_cache(maxsize=3)  # the splits of a stage
+def _made(path: str, split: str, given: str) -> list[dict[str, Any]]:
+    module, _, name = path.removeprefix(GENERATOR).partition("/")
+    generator, options = importlib.import_module(f"rlhf.{module}.generator"), json.loads(given)
     sizes = {key: options.pop(key) for key in ("train", "held_out", "evaluation") if key in options}
-    if split not in sizes:
-        raise ConfigError(f"dataset.options has no number of rows for split `{split}` (has: {', '.join(sizes)})")
     try:
         if split == "evaluation":
-            rows = generator.evaluation(sizes[split], seed=options["seed"])
-        elif split == "held_out":
-            rows = getattr(generator, name)(sizes[split], held_out=True, **options)
-        else:
-            rows = getattr(generator, name)(sizes[split], **options)
+            return generator.evaluation(sizes["evaluation"], seed=options["seed"])
+        if split == "held_out":
+            return getattr(generator, name)(sizes["held_out"], held_out=True, **options)
+        return getattr(generator, name)(sizes[split], **options)
     except TypeError as error:
         raise ConfigError(f"dataset.options: {error}") from error
     except ValueError as error:
         raise DataError(f"dataset.options.{split}={sizes[split]}: {error}") from error
-    for index, row in enumerate(rows):
-        yield Row(f"{dataset.path}[{split}]:{index}", row)
 
 
-def sliced(lazy: Iterator[Any], match: re.Match[str]) -> Iterator[Any]:
-    """What the slice of a split, read by SLICE, leaves of its rows."""
-    if not match["start"] and not match["stop"]:
-        return lazy
-    rows = list(lazy)
+class Trees(Rows):
+    """The rankings in conversation trees: a message may come anywhere before or after its parent, so all are read at once."""
 
-    def bound(text: str | None) -> int | None:
-        if not text:
-            return None
-        return len(rows) * int(text[:-1]) // 100 if text.endswith("%") else int(text)
+    def __init__(self, messages: Rows) -> None:
+        self.messages = messages
 
-    return iter(rows[bound(match["start"]) : bound(match["stop"])])
+    @cached_property
+    def made(self) -> list[Row]:
+        return list(rankings(self.messages.read()))
 
+    def __len__(self) -> int:
+        return len(self.made)
 
-def _local(path: Path, split: str) -> Iterator[Row]:
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES]
-        chosen = [file for file in files if re.match(rf"{re.escape(split)}([-_.]|$)", file.name)]
-        if not chosen:
-            names = ", ".join(file.name for file in files) or "no .jsonl, .csv or .parquet file"
-            raise DataError(f"dataset.path={path}: no file named after split `{split}` (has: {names})")
-    elif not path.is_file():
-        raise DataError(f"dataset.path={path}: no such file")
-    elif split != "train":
-        parts = f"{setting('dataset.splits.eval', 'train[-5%:]')} {setting('dataset.splits.train', 'train[:-5%]')}"
-        what = f"is one file, whose split is called train, not `{split}`"
-        raise DataError(f"dataset.path={path} {what}\n  fix: {parts}, or null")
-    else:
-        chosen = [path]
-    for file in chosen:
-        yield from {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[file.suffix](file)
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        return iter(self.made[start:stop])
 
 
-def _jsonl(file: Path) -> Iterator[Row]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(f"{file}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number}: not JSON: {error.msg} at column {error.colno}") from error
-            if not isinstance(values, dict):
-                kind = type(values).__name__
-                raise DataError(f"{file}:{number}: expected an object with named columns, found {kind}")
-            yield Row(f"{file}:{number}", values)
-
-
-def _csv(file: Path) -> Iterator[Row]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        try:
-            for values in reader:
-                if None in values or None in values.values():
-                    expected = f"{len(reader.fieldnames or [])} columns, as in the first line"
-                    raise DataError(f"{file}:{reader.line_num}: expected {expected}")
-                yield Row(f"{file}:{reader.line_num}", dict(values))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{file}: after line {reader.line_num}: not CSV in UTF-8: {error}") from error
-
-
-def _parquet(file: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{file}: not a Parquet file: {error}") from error
-    index = 0
-    for batch in table.iter_batches():
-        for values in batch.to_pylist():
-            yield Row(f"{file}:{index}", values)
-            index += 1
-
-
-def _hub(dataset: Dataset, split: str) -> Iterator[Row]:
+def _hub(dataset: Dataset, split: str, relative: bool) -> Rows:
     import datasets
 
+    from rlhf.data.arrow import Arrow, Streamed
+
+    if dataset.streaming and relative:
+        why = "a stream has no known end, so a slice of it can't count from there or take a share"
+        fix = "bounds that count from the start, such as train[1000:5000], or dataset.streaming=false"
+        raise Refusal("dataset.streaming", "true", why, fix=fix)
     datasets.disable_progress_bars()
+    place, asked = f"{dataset.path}[{split}]", (dataset.path, dataset.subset)
     try:
-        loaded = datasets.load_dataset(dataset.path, dataset.subset, split=split, revision=dataset.revision)
+        if dataset.streaming:
+            stream = datasets.load_dataset(*asked, split=split, revision=dataset.revision, streaming=True)
+            return Streamed(stream, place)
+        return Arrow(datasets.load_dataset(*asked, split=split, revision=dataset.revision), place)
     except Exception as error:  # the hub client raises dozens of kinds; each means that these rows can't be had
-        reason = str(error).splitlines()[0][:300]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise DataError(
             f"dataset.path={dataset.path} ({split}) can't be loaded from the hub: {reason}\n"
             "  fix: check the name, `hf auth login` for a gated one, or in dataset.path a local folder with files named after the splits"
         ) from error
-    for index, values in enumerate(loaded):
-        yield Row(f"{dataset.path}[{split}]:{index}", dict(values))
-
-
-ROLE = {"prompter": "user", "assistant": "assistant"}
-MESSAGE = ("message_id", "parent_id", "role", "text")
-
-
-def rankings(messages: Iterable[Row]) -> Iterator[Row]:
-    """Rows {prompt: the messages from the root, replies, ranks}; rank 0 is the best sibling.
-
-    A reply nobody ranked (`rank` is null) or that was deleted is left out; a message with fewer than two replies left gives no row,
-    nor does one whose way to the root is cut by a slice of the split.
-
-    Raises:
-        DataError: a message without one of MESSAGE, with another role or a rank that is no number, or its own ancestor.
-    """
-    rows = {}
-    for row in messages:
-        lacking = [column for column in MESSAGE if column not in row.values]
-        if lacking:
-            what = f"dataset.format=tree reads a message's {', '.join(lacking)}"
-            raise DataError(f"{row.where}: {what}\n  it has: {', '.join(row.values)}")
-        if row.values["role"] not in ROLE:
-            raise DataError(f"{row.where}: role={row.values['role']!r} of a message\n  allowed: {', '.join(ROLE)}")
-        if not isinstance(row.values.get("rank"), int | float | None):
-            raise DataError(f"{row.where}: rank={row.values['rank']!r} must be a number or null")
-        rows[row.values["message_id"]] = row
-    children: dict[str, list[Row]] = {}
-    for row in rows.values():
-        if row.values["role"] == "assistant" and row.values.get("rank") is not None and not row.values.get("deleted"):
-            children.setdefault(row.values["parent_id"], []).append(row)
-    for parent, replies in children.items():
-        path, at = [], parent
-        while at in rows:
-            path.append({"role": ROLE[rows[at].values["role"]], "content": rows[at].values["text"]})
-            at = rows[at].values["parent_id"]
-            if len(path) > len(rows):
-                raise DataError(f"{rows[parent].where}: message_id={parent} is its own ancestor")
-        if len(replies) < 2 or at is not None:
-            continue
-        values = {"prompt": path[::-1], "replies": [reply.values["text"] for reply in replies]}
-        yield Row(rows[parent].where, values | {"ranks": [int(reply.values["rank"]) for reply in replies]})

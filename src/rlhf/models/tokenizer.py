@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Model, Stage, template_file
-from rlhf.data import contract
+from rlhf.data import contract, sources
 from rlhf.data.prepare import Ledger
 from rlhf.data.tokens import Renderer
 from rlhf.errors import Refusal, nearest
@@ -112,15 +112,16 @@ def _trained(stage: Stage) -> "PreTrainedTokenizerBase":
 
 
 def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
-    dataset, ledger = stage.dataset, Ledger()  # what is dropped here is dropped, and told, when the rows are prepared
-    _, rows = contract.read(dataset, dataset.splits.train, "demonstrations", stage.debug.rows)
-    for row in rows:
-        with ledger.account(row, dataset.bad_rows):
-            for message in contract.dialogue(dataset, row).messages:
-                text = message["content"]
-                for token in special:
-                    text = text.replace(token, "\n")
-                yield text
+    ledger = Ledger()  # what is dropped here is dropped, and told, when the rows are prepared
+    for part in sources.parts(stage.dataset, "train"):
+        _, rows = contract.read(part.dataset, part.split, "demonstrations", stage.debug.rows)
+        for row in rows:
+            with ledger.account(row, part.dataset.bad_rows):
+                for message in contract.dialogue(part.dataset, row).messages:
+                    text = message["content"]
+                    for token in special:
+                        text = text.replace(token, "\n")
+                    yield text
 
 
 def stops(tokenizer: Any, model: Any) -> tuple[int, ...]:

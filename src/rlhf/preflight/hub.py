@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf.config import Stage
-from rlhf.data.sources import SUFFIXES
+from rlhf.data import sources
 from rlhf.errors import ConfigError
 from rlhf.rewards.functions import PREFIX
 
@@ -21,14 +21,18 @@ def check_repositories(stages: Iterable[Stage]) -> None:
 def repositories(stage: Stage) -> Iterator[tuple[str, str, str]]:
     """(key, id, kind) of what a stage reads from the hub; a path that exists, or that a stage will write, is none."""
     own = f"{stage.run.root}/{stage.run.recipe}/"
-    for key, name, kind in (
-        ("model.path", stage.model.path, "model"),
-        *(("method.reward_model", name, "model") for name in stage.method.reward_models),
-        ("dataset.path", stage.dataset.path, "dataset"),
+    for key, name in (
+        ("model.path", stage.model.path),
+        *(("method.reward_model", name) for name in stage.method.reward_models),
     ):
-        local = name is None or name.startswith(("generator:", PREFIX, ".", "/", "~", own)) or name.endswith(SUFFIXES)
+        local = name is None or name.startswith((PREFIX, ".", "/", "~", own))
         if name is not None and not local and not Path(name).exists():
-            yield key, name, kind
+            yield key, name, "model"
+    for role in ("train", "eval", "test"):
+        for part in sources.parts(stage.dataset, role):
+            if sources.is_hub(part.dataset.path):
+                key = "dataset.path" if stage.dataset.path == part.dataset.path else "dataset.mixture"
+                yield key, part.dataset.path, "dataset"
 
 
 def _problem(key: str, name: str, kind: str) -> str | None:

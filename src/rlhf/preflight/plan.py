@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import GB, Stage, compose_config, needs, split_batch, to_stage
-from rlhf.data import contract, sources
-from rlhf.data.contract import BadRow
+from rlhf.config import GB, Dataset, Stage, compose_config, needs, split_batch, to_stage
+from rlhf.data import contract, folders, sources
+from rlhf.data.rows import BadRow, Row, cut
 from rlhf.errors import ConfigError
 from rlhf.methods import METHODS, Method
 from rlhf.output.console import rule
@@ -64,26 +64,33 @@ def count_rows(stage: Stage) -> int | None:
 
     None where only a download can tell. Raises DataError when a local dataset is not there or cannot be read.
     """
-    dataset, split = stage.dataset, str(stage.dataset.splits.train)
-    path = Path(dataset.path).expanduser()
-    if path.is_dir() or path.suffix in sources.SUFFIXES:
-        files = [file for file in [path, *path.rglob("*")] if file.is_file()]
-        if sum(file.stat().st_size for file in files) > COUNTED:
-            return None
-    elif not dataset.path.startswith("generator:"):
-        match = sources.SLICE.match(split)
-        if dataset.rows is None or match is None:
-            return None
-        return len(list(sources.sliced(iter(range(dataset.rows)), match))[: stage.debug.rows])
-    kind = METHODS[stage.method.name].rows
-    _, rows = contract.read(dataset, split, kind, stage.debug.rows)
-    paired = kind == "pairs" and not stage.method.kwise
-    return sum(_pairs(stage, row) if paired else 1 for row in rows)
+    if stage.dataset.splits.train is None:
+        contract.read(stage.dataset, None, METHODS[stage.method.name].rows)  # refuses
+    counts = [_count(stage, part) for part in sources.parts(stage.dataset, "train")]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _pairs(stage: Stage, row: sources.Row) -> int:
+def _count(stage: Stage, part: sources.Part) -> int | None:
+    dataset, most, kind = part.dataset, stage.debug.rows, METHODS[stage.method.name].rows
+    if sources.is_hub(dataset.path):
+        name, start, stop = sources.sliced(part.split)
+        if dataset.rows is None or stage.dataset.mixture is not None:  # dataset.rows says it of one
+            return None
+        return len(cut(start, stop, dataset.rows)[:most])
+    if sources.is_local(dataset.path):
+        found = folders.files(Path(dataset.path).expanduser())
+        if sum(file.stat().st_size for file in found) > COUNTED:
+            return None
+    contract.read(dataset, part.split, kind, 1)  # refuses columns that are not there
+    rows = part.open()
+    if kind == "pairs" and not stage.method.kwise:
+        return sum(_pairs(dataset, row) for row in rows.read(0, most))
+    return len(range(len(rows))[:most])
+
+
+def _pairs(dataset: Dataset, row: Row) -> int:
     try:
-        return len(list(contract.pairs(stage.dataset, row)))
+        return len(list(contract.pairs(dataset, row)))
     except BadRow:  # reading for training tells what is wrong with it
         return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlhf.config import REPO, Stage, options, template_file
+from rlhf.data import sources
 from rlhf.errors import ConfigError, nearest
 from rlhf.files import FINAL
 from rlhf.methods import METHODS, REPORTED
@@ -19,7 +20,7 @@ ALLOWED = {
     "method.learn": ("replies", "all"),
     "adapter.name": ("lora", "none"),
     "quantization.name": ("nf4", "int8", "none"),
-    "dataset.format": ("chat", "plain", "transcript", "tree"),
+    "dataset.format": sources.FORMATS,
     "dataset.long_rows": ("drop", "truncate", "error"),
     "dataset.bad_rows": ("error", "drop"),
     "hardware.device": ("cpu", "cuda"),
@@ -89,6 +90,10 @@ def _data(stage: Stage) -> Iterator[str]:
     if dataset.format == "transcript" and set(dataset.markers or {}) != {"user", "assistant"}:
         sample = setting("dataset.markers", {"user": "### Human: ", "assistant": "### Assistant: "})
         yield f"dataset.format=transcript needs dataset.markers for user and assistant\n  e.g. {sample}"
+    try:
+        sources.parts(dataset, "train")
+    except ConfigError as error:
+        yield str(error)
     cut = dataset.prompt_tokens
     if cut is not None and not (len(cut) == 2 and 1 <= cut[0] <= cut[1]):
         yield f"dataset.prompt_tokens={cut} must be two numbers, fewest and most tokens, e.g. {setting('dataset.prompt_tokens', [2, 8])}"
