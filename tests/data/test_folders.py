@@ -1,20 +1,28 @@
 """Folders as people and the hub lay them out: the files of a split, all of them and no others, or what there is."""
 
+import functools
 import json
+from dataclasses import replace
 
 import pytest
 
+from rlhf.config import compose_config, to_stage
 from rlhf.data import sources
 from rlhf.errors import DataError
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
-@pytest.fixture
-def lay(tmp_path, compose_stage):
-    """`lay(names, *overrides)`: a dataset whose folder has these files, each of one row that says its name."""
+@functools.cache
+def composed():
+    return to_stage(compose_config(["dataset=local_pairs", "method=dpo", "dataset.path=rows"])).dataset
 
-    def make(names, *overrides):
+
+@pytest.fixture
+def lay(tmp_path):
+    """`lay(names, subset)`: a dataset whose folder has these files, each of one row that says its name."""
+
+    def make(names, subset=None):
         for name in names:
             (tmp_path / "rows" / name).parent.mkdir(parents=True, exist_ok=True)
             if name.endswith(".parquet"):
@@ -24,7 +32,7 @@ def lay(tmp_path, compose_stage):
                 pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW | {"from": name}]), tmp_path / "rows" / name)
             else:
                 (tmp_path / "rows" / name).write_text(json.dumps(ROW | {"from": name}) + "\n")
-        return compose_stage("dataset=local_pairs", "method=dpo", f"dataset.path={tmp_path}/rows", *overrides).dataset
+        return replace(composed(), path=f"{tmp_path}/rows", subset=subset)
 
     return make
 
@@ -80,7 +88,7 @@ def test_a_split_is_its_own_files(lay, names, split, found):
 )
 def test_a_subset_is_a_folder(lay, subset, found):
     names = ["en/train-00000-of-00001.parquet", "de/train/0000.parquet", "train.jsonl"]
-    dataset = lay(names, f"dataset.subset={subset}")
+    dataset = lay(names, subset)
     if isinstance(found, list):
         assert read(dataset) == found
         return
@@ -103,24 +111,24 @@ configs:
 
 def test_the_files_that_a_dataset_card_names_are_the_splits(lay, tmp_path):
     names = ["parts/a1.jsonl", "parts/a2.jsonl", "parts/b.jsonl", "train.jsonl"]
-    dataset = lay(names, "dataset.subset=main")
+    dataset = lay(names, "main")
     (tmp_path / "rows/README.md").write_text(CARD)
     assert read(dataset) == names[:2] and read(dataset, "test") == [names[2]]
-    assert read(lay([], "dataset.subset=other")) == [names[2]]
+    assert read(lay([], "other")) == [names[2]]
     with pytest.raises(DataError, match="names several subsets\n  allowed: main, other\n  fix: dataset.subset=main"):
         read(lay([]))
     with pytest.raises(DataError, match="no split `validation`\n  allowed: test, train"):
         read(dataset, "validation")
 
 
-def test_what_save_to_disk_left_is_read(tmp_path, compose_stage):
+def test_what_save_to_disk_left_is_read(tmp_path):
     import datasets
 
     rows = datasets.Dataset.from_list([ROW | {"from": str(i)} for i in range(5)])
     rows.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train_sft": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "several")
-    assert read(compose_stage(f"dataset.path={tmp_path}/one").dataset, "train[1:3]") == ["1", "2"]
-    several = compose_stage(f"dataset.path={tmp_path}/several").dataset
+    assert read(replace(composed(), path=f"{tmp_path}/one"), "train[1:3]") == ["1", "2"]
+    several = replace(composed(), path=f"{tmp_path}/several")
     assert read(several, "test") == ["1"]
     with pytest.raises(DataError, match="no split `train`\n  allowed: test, train_sft"):
         read(several)
@@ -139,19 +147,18 @@ def test_what_save_to_disk_left_is_read(tmp_path, compose_stage):
         ("hf://datasets/org/name/data/train.parquet", "an address.*\n  fix: dataset.path=org/name$"),
     ],
 )
-def test_a_path_of_this_machine_is_no_hub_id(lay, tmp_path, monkeypatch, compose_stage, path, message):
+def test_a_path_of_this_machine_is_no_hub_id(lay, tmp_path, monkeypatch, path, message):
     lay(["train.jsonl"])
     monkeypatch.chdir(tmp_path)
     assert sources.is_hub(path) == (path == "org/name")
-    dataset = compose_stage("dataset=local_pairs", "method=dpo", f"dataset.path='{path}'").dataset
     if message:
         with pytest.raises(DataError, match=message):
-            read(dataset)
+            read(replace(composed(), path=path))
 
 
-def test_a_file_that_nobody_gave_a_suffix_is_there(tmp_path, compose_stage):
+def test_a_file_that_nobody_gave_a_suffix_is_there(tmp_path):
     (tmp_path / "rows").write_text(json.dumps(ROW | {"from": "bare"}))
-    assert read(compose_stage(f"dataset.path={tmp_path}/rows").dataset) == ["bare"]
+    assert read(replace(composed(), path=f"{tmp_path}/rows")) == ["bare"]
     (tmp_path / "rows").write_text("words")
     with pytest.raises(DataError, match="neither its name nor its first bytes"):
-        read(compose_stage(f"dataset.path={tmp_path}/rows").dataset)
+        read(replace(composed(), path=f"{tmp_path}/rows"))

@@ -1,12 +1,16 @@
 """Rows from files: every way in, and what is said about every kind of broken file."""
 
+import functools
 import json
 import pickle
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 
+from rlhf.config import compose_config, to_stage
 from rlhf.data import contract, sources
 from rlhf.data.prepare import Ledger
 from rlhf.data.rows import BadRow
@@ -99,9 +103,9 @@ REPLIES = [MESSAGE | {"message_id": f"r{i}", "parent_id": "a", "role": "assistan
         ),
     ],
 )
-def test_a_tree_that_is_none_is_named(compose_stage, tmp_path, rows, line, message):
+def test_a_tree_that_is_none_is_named(tmp_path, rows, line, message):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset = compose_stage(f"dataset.path={tmp_path}/train.jsonl", "dataset.format=tree").dataset
+    dataset = replace(composed(), path=f"{tmp_path}/train.jsonl", format="tree")
     (row,) = read(dataset, "train")
     assert row.where == f"{tmp_path}/train.jsonl:{line}"
     with pytest.raises(BadRow, match=message):
@@ -125,6 +129,11 @@ def test_replies_in_replies_are_the_same_tree(compose_stage, tmp_path):
     assert found[0] == found[1] and [row["ranks"] for row in found[0]] == [[0, 1], [1, 0]]
 
 
+@functools.cache
+def composed():
+    return to_stage(compose_config(["dataset=local_demonstrations", "dataset.path=rows"])).dataset
+
+
 SPLITS = ("dataset.splits.train=train", "dataset.splits.eval=validation", "dataset.splits.test=null")
 
 
@@ -132,12 +141,12 @@ SPLITS = ("dataset.splits.train=train", "dataset.splits.eval=validation", "datas
     "bounds", ["[:95%]", "[2:]", "[:-3]", "[-5%:]", "[-30%:-10%]", "[4:2]", "[:99]", "[-99:2]", ""]
 )
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_slice_is_what_python_would_leave(compose_stage, tmp_path, bounds, shards):
+def test_a_slice_is_what_python_would_leave(tmp_path, bounds, shards):
     for number in range(shards):
         part = ROWS[number * 4 : None if number == shards - 1 else number * 4 + 4]
         file = tmp_path / f"train-{number:05}-of-{shards:05}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in part))
-    dataset = compose_stage(f"dataset.path={tmp_path}").dataset
+    dataset = replace(composed(), path=str(tmp_path))
     start, stop = (int(b[:-1]) * len(ROWS) // 100 if "%" in b else int(b) if b else None
                    for b in (bounds or "[:]")[1:-1].split(":"))  # fmt: skip
     rows = sources.open(dataset, f"train{bounds}")
@@ -256,7 +265,9 @@ def test_a_mixture_reads_each_part_by_its_weight(compose_stage, tmp_path):
         ("a.jsonl", "must be a list of datasets, each with its path"),
     ],
 )
-def test_a_part_that_cannot_be_is_refused(compose_stage, part, message):
-    stage = compose_stage("dataset=local_demonstrations", f"dataset.mixture=[{part}]")
+def test_a_part_that_cannot_be_is_refused(part, message):
+    dataset = replace(
+        composed(), mixture=yaml.safe_load(f"[{part.replace(': nan', ': .nan').replace(': inf', ': .inf')}]")
+    )
     with pytest.raises(ConfigError, match=message):
-        sources.parts(stage.dataset, "train")
+        sources.parts(dataset, "train")

@@ -299,6 +299,20 @@ def local(compose_stage, tmp_path, tokenizer):
 PAIRS = [{"prompt": f"hello {i}", "chosen": "fine " * (4 * i + 1), "rejected": f"bad {i}"} for i in range(8)]
 
 
+def test_a_mixture_is_prepared_by_the_columns_of_each_part(local, tmp_path):
+    rows = [{"question": f"hello {i}", "good": "fine", "bad": "not so"} for i in range(4)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{torn\n")
+    other = f"{{path: {tmp_path}/other.jsonl, weight: 2, columns: {{prompt: question, chosen: good, rejected: bad}}}}"
+    mixed = f"dataset.mixture=[{{path: {tmp_path}/train.jsonl, weight: 0.5}}, {other}]"
+    data = local("reward", PAIRS, "method.start_from=null", "dataset.bad_rows=drop", mixed)
+    told = data.ledger["train"]
+    assert (told["read"], told["kept"], told["dropped"]) == (14, 12, {"not JSON": 2})
+    assert len(set(data.train["ranking"])) == 12
+    assert data.train["chosen_ids"][4] == data.train["chosen_ids"][8] != data.train["chosen_ids"][0]
+    with pytest.raises(DataError, match="other.jsonl:5: not JSON.*\n  fix: mend the row"):
+        local("reward", PAIRS, "method.start_from=null", mixed)
+
+
 def test_reward_and_dpo_see_exactly_the_same_pairs(local):
     reward, dpo = (local(method, PAIRS, "dataset.max_length=24") for method in ("reward", "dpo"))
     assert reward.train[:] == dpo.train[:]
