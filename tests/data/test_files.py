@@ -63,6 +63,7 @@ TEXTS = {
     "array.jsonl": json.dumps(ROWS, ensure_ascii=False) + "\n",
     "rows.csv": sheet(),
     "office.csv": sheet(";"),
+    "blank.csv": "\r\n\r\n" + sheet(),
     "excel.csv": "sep=;\r\n" + sheet(";"),
     "tab.csv": sheet("\t"),
     "rows.tsv": sheet("\t"),

@@ -32,9 +32,12 @@ class Table(Indexed):
             fix = f"tr '\\r' '\\n' < {shlex.quote(str(self.file))} > {made}   # then {then}"
             raise DataError(f"{self.file}: its lines end in carriage returns alone\n  fix: {fix}")
         first = stream.readline()
-        byte, line = byte + len(first) if byte >= 0 else -1, line
+        byte = byte + len(first) if byte >= 0 else -1
+        while first.isspace():
+            first, line = stream.readline(), line + 1
+            byte = byte + len(first) if byte >= 0 else -1
         if match := re.fullmatch(rb"\"?sep=(.)\"?\r?\n", first, re.IGNORECASE):  # for Excel, before the names
-            self.delimiter, line, first = match[1].decode(), 2, stream.readline()
+            self.delimiter, line, first = match[1].decode(), line + 1, stream.readline()
             byte = byte + len(first) if byte >= 0 else -1
         else:
             bare = re.sub(rb'"[^"]*"', b"", first)
