@@ -57,8 +57,8 @@ def read(dataset, split="train"):
         (["train_1.jsonl", "train_2.jsonl"], "train", ["train_1.jsonl", "train_2.jsonl"]),
         (["train.jsonl", ".cache/train.jsonl", "dataset_infos.json"], "train", ["train.jsonl"]),
         (["train.jsonl", "old/train.jsonl"], "other", "no file named after split `other`"),
-        (["train_sft-00000-of-00001.parquet", "train_prefs-00000-of-00001.parquet"], "train",
-         "has: train_prefs-.*\n  allowed: train_prefs, train_sft\n"
+        (["train_sft-00000-of-00001.parquet", "train_prefs-00000-of-00001.parquet", "test-00000-of-00001.parquet"], "train",
+         "has: test-.*\n  allowed: train_prefs, train_sft, test\n"
          "  fix: dataset.splits.train=train_prefs or dataset.splits.train=train_sft"),
         (["alpaca.json"], "train", "has: alpaca.json.*\n  allowed: alpaca\n  fix: dataset.path=.*/rows/alpaca.json$"),
         (["train.jsonl", "train.csv"], "train", "`train` is one file and several.*: train.csv, train.jsonl"),
@@ -130,7 +130,7 @@ def test_what_save_to_disk_left_is_read(tmp_path):
     assert read(replace(composed(), path=f"{tmp_path}/one"), "train[1:3]") == ["1", "2"]
     several = replace(composed(), path=f"{tmp_path}/several")
     assert read(several, "test") == ["1"]
-    with pytest.raises(DataError, match="no split `train`\n  allowed: test, train_sft"):
+    with pytest.raises(DataError, match="no split `train`\n  allowed: train_sft, test"):
         read(several)
 
 

@@ -173,7 +173,7 @@ def _whole(found: list[Path]) -> list[Path]:
 
 
 def _no_split(dataset: Dataset, path: Path, split: str, names: Iterable[str], there: list[Path]) -> DataError:
-    names = sorted(names)
+    names = sorted(names, key=lambda name: (not name.startswith(split), name))
     role, files = _role(dataset, split), ", ".join(file.name for file in there[:SHOWN])
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
     if not names:
