@@ -307,6 +307,17 @@ def test_an_adapter_on_a_4bit_base_is_merged_and_quantized_again(workshop, stage
     assert torch.equal(logits(base), logits(once)) and not torch.allclose(logits(base), theirs, atol=1e-2)
 
 
+def test_an_adapter_of_a_base_that_is_stored_in_4_bit_is_merged_into_whole_weights(workshop, stage_on, tmp_path):
+    """As unsloth's adapters name their base; the weights that it was trained on are those that 4 bits stand for."""
+    workshop.load(quantized=True).save_pretrained(tmp_path / "4bit")
+    workshop.tokenizer.save_pretrained(tmp_path / "4bit")
+    base = type(workshop.load()).from_pretrained(tmp_path / "4bit", dtype=torch.float32)
+    start, theirs = adapter(workshop, tmp_path / "start", base=base)
+    whole = load_base(stage_on(model=start), workshop.tokenizer)
+    assert type(whole.model.layers[0].mlp.up_proj).__name__ == "Linear"
+    assert torch.allclose(logits(whole), theirs, atol=1e-4)
+
+
 def test_a_torn_adapter_is_not_merged(workshop, stage_on, tmp_path):
     start, _ = adapter(workshop, tmp_path / "start")
     file = start / "adapter_model.safetensors"

@@ -117,11 +117,14 @@ def merged(stage: Stage, source: str) -> Iterator[str]:
     from transformers import AutoModelForCausalLM
 
     folder = Path(source).expanduser()
-    options = placement(stage) | {"quantization_config": None, "device_map": None}
+    options = {name: value for name, value in placement(stage).items() if name in ("dtype", "use_safetensors")}
     base = read_weights(AutoModelForCausalLM, name, name, trust_remote_code=stage.model.trust_remote_code, **options)
+    plain = not getattr(
+        base, "is_quantized", False
+    )  # a dequantized one has no format to go back to (transformers 5.23)
     model = merge(base, folder)
     with TemporaryDirectory(prefix="merged-") as place:
-        model.save_pretrained(place)
+        model.save_pretrained(place, save_original_format=plain)
         del base, model
         yield place
 

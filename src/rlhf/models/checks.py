@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf.config import Stage
 from rlhf.errors import Refusal
+from rlhf.files import is_main
 from rlhf.methods import METHODS
 
 CONFIG = "adapter_config.json"
@@ -48,16 +49,18 @@ def check_model(stage: Stage) -> None:
     """
     base = adapter_base(stage.model.path)
     config = _config(stage, base)
-    stored = stored_as(config)
+    stored, notes = stored_as(config), list[str]()
+    if stored and (base is None or stored not in STORED.values()):
+        check_stored(stage, stored)
     if base is not None:
         kept = f", its {stored} weights made whole again" if stored else ""
-        print(f"model.path={stage.model.path} is an adapter: merged into its base {base}{kept}", flush=True)
+        notes.append(f"model.path={stage.model.path} is an adapter: merged into its base {base}{kept}")
     elif stored:
-        check_stored(stage, stored)
-        print(f"model.path={stage.model.path} is stored as {stored}: it is loaded as it is", flush=True)
+        notes.append(f"model.path={stage.model.path} is stored as {stored}: it is loaded as it is")
     check_attention(stage, config)
-    for note in position_problems(stage, config):
-        print(note, flush=True)
+    for note in [*notes, *position_problems(stage, config)]:
+        if is_main():
+            print(note, flush=True)
 
 
 def _config(stage: Stage, base: str | None) -> Any:
