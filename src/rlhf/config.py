@@ -69,7 +69,7 @@ class Dataset:
     licence: str | None = MISSING
     rows: int | None = None  # as for Model.shape
     splits: Splits = MISSING
-    columns: dict[str, str] = MISSING
+    columns: dict[str, str | None] = MISSING
     format: str = MISSING
     prompt_tokens: list[int] | None = MISSING
     markers: dict[str, str] | None = MISSING

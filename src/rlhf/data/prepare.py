@@ -105,12 +105,9 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     if splits.test is not None and stage.evaluation.prompts and method.leaves == "policy":
         opened["test"] = _open(stage, "test", "prompts", stage.evaluation.prompts)
     if splits.test is None or "test" in opened:  # also those that this stage does not read, where all splits are known
-        firsts: dict[int, list[Row]] = {}
-        read = [part for parts in opened.values() for part in parts]
-        for part in read:
-            firsts.setdefault(id(part.dataset), []).extend([part.first] if part.first else [])
-        for part in read:
-            contract.check_columns(part.dataset, part.dataset.columns, firsts[id(part.dataset)])
+        for part in sources.parts(dataset, "train"):
+            read = [one for parts in opened.values() for one in parts if one.dataset.path == part.dataset.path]
+            contract.check_columns(part.dataset, part.dataset.columns, [one.first for one in read if one.first])
     ledgers = {role: Ledger() for role in opened}
     built: dict[str, datasets.Dataset] = {}
     for role in ("train", "eval"):
@@ -121,13 +118,15 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         if not ledger.kept:
             reasons = ", ".join(f"{n} {reason}" for reason, n in ledger.dropped.items()) or "the split is empty"
             fix = f"dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
+            if ledger.ties and not ledger.dropped:
+                reasons = f"{ledger.ties} ties: all replies to a prompt have the same rank"
             what = f"none of {ledger.read} rows is left ({reasons})"
             raise DataError(f"dataset.splits.{role}={split}: {what}\n  fix: {fix}")
         built[role] = datasets.Dataset.from_dict(columns)
     test = []
     if "test" in opened:
         test = list(_tokens(stage, opened["test"], "prompts", asking, ledgers["test"]))
-    reports = {role: ledger.report() for role, ledger in ledgers.items()}
+    reports = {role: {"read_as": opened[role][0].shape} | ledger.report() for role, ledger in ledgers.items()}
     return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
 
 
@@ -146,6 +145,7 @@ class Opened(NamedTuple):
     split: str
     first: Row | None
     rows: Iterator[Row]
+    shape: str
 
 
 def _open(stage: Stage, role: str, kind: str, limit: int | None = None) -> list[Opened]:
@@ -156,14 +156,14 @@ def _open(stage: Stage, role: str, kind: str, limit: int | None = None) -> list[
         contract.read(stage.dataset, None, kind)  # refuses
     for number, part in enumerate(parts):
         share = None if limit is None else limit // len(parts) + (number < limit % len(parts))
-        first, rows = contract.read(part.dataset, part.split, kind, share, part.weight)
-        found.append(Opened(part.dataset, part.split, first, rows))
+        read = contract.read(part.dataset, part.split, kind, share, part.weight)
+        found.append(Opened(read.dataset, part.split, read.first, read.rows, read.shape))
     return found
 
 
 def _tokens(stage: Stage, parts: Iterable[Opened], kind: str, renderer: Renderer, ledger: Ledger) -> Iterator[Tokens]:
     before = 0
-    for dataset, split, _, rows in parts:
+    for dataset, split, _, rows, _ in parts:
         own, number = replace(stage, dataset=dataset), 0
         for number, row in enumerate(rows, 1):
             with ledger.account(row, dataset.bad_rows):
@@ -225,6 +225,10 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
         else:
             tokens: Tokens = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
             tokens |= {"ranking": number, "k": pair.k, "length": longest}
+            if pair.margin is not None and stage.method.name == "reward":
+                if stage.method.kwise:
+                    raise BadRow("margin", "method.kwise=true has a loss without margins", fix="method.kwise=false")
+                tokens["margin"] = pair.margin
             if pair.true_margin is not None:
                 tokens["true_margin"] = float(pair.true_margin)
             yield tokens, longest

@@ -1,5 +1,6 @@
 """A row with where it stands and what is wrong with it, and rows that can be counted and read from the middle on."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ class Row:
     where: str
     cells: dict[str, Any]
     bad: BadRow | None = None
+
+    @property
+    def flat(self) -> bool:
+        """Whether it is a line of a file whose cells are all texts."""
+        return bool(re.search(r"\.[ct]sv(\.\w+)?:\d+$", self.where))
 
     @property
     def values(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def joined(split: Any) -> Any:
     """TRL's reward model takes prompt and reply as one sequence."""
     sides = ("chosen_ids", "rejected_ids")
     columns = {side: [p + r for p, r in zip(split["prompt_ids"], split[side], strict=True)] for side in sides}
-    return type(split).from_dict(columns)
+    return type(split).from_dict(columns | ({"margin": split["margin"]} if "margin" in split.column_names else {}))
 
 
 def rankings(split: Any) -> Any:

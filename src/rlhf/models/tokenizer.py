@@ -114,10 +114,10 @@ def _trained(stage: Stage) -> "PreTrainedTokenizerBase":
 def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
     ledger = Ledger()  # what is dropped here is dropped, and told, when the rows are prepared
     for part in sources.parts(stage.dataset, "train"):
-        _, rows = contract.read(part.dataset, part.split, "demonstrations", stage.debug.rows)
-        for row in rows:
+        found = contract.read(part.dataset, part.split, "demonstrations", stage.debug.rows)
+        for row in found.rows:
             with ledger.account(row, part.dataset.bad_rows):
-                for message in contract.dialogue(part.dataset, row).messages:
+                for message in contract.dialogue(found.dataset, row).messages:
                     text = message["content"]
                     for token in special:
                         text = text.replace(token, "\n")

@@ -81,7 +81,7 @@ def _count(stage: Stage, part: sources.Part) -> int | None:
         found = folders.files(Path(dataset.path).expanduser())
         if sum(file.stat().st_size for file in found) > COUNTED:
             return None
-    contract.read(dataset, part.split, kind, 1)  # refuses columns that are not there
+    dataset = contract.read(dataset, part.split, kind).dataset  # refuses columns that are not there
     rows = part.open()
     if kind == "pairs" and not stage.method.kwise:
         return sum(_pairs(dataset, row) for row in rows.read(0, most))
