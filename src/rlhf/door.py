@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlhf.config import GROUPS, Stage, grouped, hint, options, to_stage
 from rlhf.errors import ConfigError, Preempted, Refusal, ResourceError, StageError, nearest
 from rlhf.fields import typed
+from rlhf.process import end_on_sigterm
 from rlhf.runs import sweep
 from rlhf.shell import SETTING, holds_text, home, setting, several
 
@@ -45,6 +46,7 @@ def enter(main: Callable[..., Any], schema: type | None = None) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving with 1
     usage = sys.modules[main.__module__].__doc__ or ""
+    end_on_sigterm()
     try:
         if schema is None:
             _compose_and_run(main, hydra_arguments(sys.argv[1:], usage))
@@ -237,12 +239,22 @@ def translate(error: BaseException) -> BaseException:
         why = str(error).partition("\n")[0] or "the machine has no more"
         fix = "a smaller hardware.micro_batch_size or dataset.max_length, hardware.gradient_checkpointing=true, or quantization=nf4"
         return ResourceError(f"out of memory: {why}\n  fix: {fix}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = error.filename or "the run folder"
-        return ResourceError(
-            f"no space left on the disk of {place}\n  fix: free some, or give run.root= a folder on another disk"
-        )
+    if _disk_full(error):
+        place = getattr(error, "filename", None) or "the run folder"
+        return ResourceError(f"no space left on the disk of {place}\n  fix: free some, or give run.root= a folder on another disk")
     return error
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk, a quota or a limit on the size of files is behind an error, which libraries put into words of theirs."""
+    words = ("No space left", "os error 28", "Disk quota exceeded", "os error 122", "File too large", "os error 27")
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if type(error).__name__ in ("SafetensorError", "RuntimeError") and any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _config_error(error: BaseException) -> ConfigError:

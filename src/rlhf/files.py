@@ -1,5 +1,6 @@
-"""JSON, lines, folders and checkpoints on disk: whole or not at all."""
+"""JSON, lines, folders and checkpoints on disk: whole or not at all, and verified when read."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,14 +21,60 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether the mark is there and every file that it lists, if it lists any, has the size it lists."""
+Listing = dict[str, Any]  # the files of a folder: name -> [size in bytes, SHA-256]
+
+
+def listing(folder: Path) -> Listing:
+    """What a folder holds, to be compared later by `differing`."""
+    held = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)] for path in held}
+
+
+def differing(folder: Path, listed: Listing, bytes_too: bool = True) -> str:
+    """The first listed file that is not what was written, with how it differs; empty if all are. Reads them if `bytes_too`."""
+    for name, entry in listed.items():
+        size, digest = entry if isinstance(entry, list) else (entry, None)  # sizes only: written by an older version
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is {'a folder' if file.is_dir() else 'not there'}"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes, and {size} were written"
+        if bytes_too and digest is not None and _digest(file) != digest:
+            return f"{file} holds other bytes than were written"
+    return ""
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def mark(folder: Path) -> None:
+    """Writes the mark of a complete checkpoint, with the size and the hash of each of its files."""
+    (folder / COMPLETE).write_text(json.dumps(listing(folder), indent=1))
+
+
+def broken(checkpoint: Path, bytes_too: bool = True) -> str:
+    """What is wrong with a checkpoint: no mark, or a file that is not what the mark lists; empty if nothing is."""
     try:
-        sizes = json.loads((checkpoint / COMPLETE).read_text() or "{}")
+        listed = json.loads((checkpoint / COMPLETE).read_text() or "{}")
     except (OSError, ValueError):
-        return False
-    files = {name: checkpoint / name for name in sizes}
-    return all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
+        return f"{checkpoint} was not written to its end"
+    return differing(checkpoint, listed, bytes_too)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the mark is there and every file that it lists has the size it lists."""
+    return not broken(checkpoint, bytes_too=False)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises a DataError that names the file if it holds none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        why = "is empty" if path.is_file() and not path.stat().st_size else f"can't be read: {error}"
+        raise DataError(f"{path} {why}\n  fix: bring it back from a copy, or make it again") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -93,15 +140,14 @@ PREFIX = "checkpoint-"
 
 
 def write_complete(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a checkpoint: what `write` puts there, then the marker with the size of every file, and only then a name.
+    """Writes a checkpoint: what `write` puts there, then the mark, and only then a name.
 
-    The marker is for what happens to a checkpoint later: a deletion that was cut short, a copy that lost its end.
+    The mark is for what happens to a checkpoint later: a deletion that was cut short, a copy that lost its end, a flipped byte.
     """
 
     def write_and_mark(partial: Path) -> None:
         write(partial)
-        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        (partial / COMPLETE).write_text(json.dumps(sizes, indent=1))
+        mark(partial)
 
     replace_folder(folder, write_and_mark)
 
@@ -136,7 +182,21 @@ def _sync(path: Path) -> None:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [p for p in output_dir.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit() and is_complete(p)]
+    return [path for path in _numbered(output_dir) if is_complete(path)]
+
+
+def newest(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint whose bytes are those that were written, and the newer ones that are not, with the reason."""
+    left_out: dict[Path, str] = {}
+    for path in reversed(_numbered(output_dir)):
+        if not (why := broken(path)):
+            return path, left_out
+        left_out[path] = why
+    return None, left_out
+
+
+def _numbered(output_dir: Path) -> list[Path]:
+    found = [path for path in output_dir.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit() and path.is_dir()]
     return sorted(found, key=step_of)
 
 

@@ -4,7 +4,13 @@ import contextlib
 import ctypes
 import resource
 import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.errors import Preempted
 
 LARGE = 10_000_000  # parameters, as stored: two to an element in 4 bit
 
@@ -47,7 +53,62 @@ def peak_memory_mb() -> dict[str, float]:
     return peak
 
 
+def end_on_sigterm() -> None:
+    """Outside training a SIGTERM ends this process at once with exit code 75: what it writes is whole or not there."""
+
+    def end(*_: object) -> None:
+        raise Preempted("stopped by SIGTERM; the same command goes on from here")
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def die_with_parent() -> None:
     """A killed comparison leaves no process behind that writes where the next one does; its checkpoints are complete or absent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Children:
+    """The processes that this one has started and waits for: a SIGTERM to it goes to each, and no other is started after it.
+
+    They stop as they would alone, which for a stage is a checkpoint and exit code 75. Enter it in the main thread; `run` may be
+    called from any.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.running, self.guard = False, set[subprocess.Popen[Any]](), threading.Lock()
+
+    def __enter__(self) -> "Children":
+        self.before = signal.signal(signal.SIGTERM, self.stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def stop(self, *_: Any) -> None:
+        self.asked = True
+        for child in list(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """The exit code of a command; 75 where it was asked to stop, although the command had just ended well."""
+        with self.guard:
+            if self.asked:
+                return Preempted.code
+            child = subprocess.Popen(command, preexec_fn=die_with_parent, **options)
+            self.running.add(child)
+        if self.asked:  # between the look and the start
+            self.stop()
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a terminal sends it to both
+                child.wait(timeout=1)
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)
+            child.wait()
+            code = 130
+        finally:
+            self.running.discard(child)
+        return Preempted.code if self.asked and not code else code

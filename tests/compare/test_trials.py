@@ -101,7 +101,7 @@ def _trains(monkeypatch, fail=()):
         return start(["true"], **options)
 
     monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(trials, "run_stages", lambda plan, names: 0)
+    monkeypatch.setattr(trials, "run_stages", lambda plan, names, children: 0)
     return started
 
 

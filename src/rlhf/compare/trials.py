@@ -6,7 +6,6 @@ import operator
 import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 from rlhf import files
 from rlhf.config import GB, REPO, Stage, needs
 from rlhf.errors import ConfigError, Refusal
-from rlhf.process import die_with_parent
+from rlhf.process import Children
 from rlhf.runs import record
+from rlhf.runs.lock import hold
 from rlhf.runs.pipeline import Pipeline, run_stages
 
 KNOBS = {"dpo": "beta", "ppo": "kl_coef"}  # what holds each arm near the SFT model
@@ -186,9 +186,14 @@ class Comparison:
         """Run what is missing or stale, `jobs` at a time; returns the trials that failed and why. Those that are done stay."""
         if any(trial.state not in ENDED for trial in self.trials()):
             self.plan.check_arguments(self.plan.order)
-        code = run_stages(self.plan, self.shared)
-        if code:
-            sys.exit(code)
+        hold(self.folder, " ".join(sys.argv))
+        with Children() as children:
+            code = run_stages(self.plan, self.shared, children)
+            if code:
+                sys.exit(code)
+            return self._trials(jobs, children)
+
+    def _trials(self, jobs: int, children: Children) -> list[tuple[Trial, str]]:
         trials = self.trials()  # only now is it known which weights they start from
         todo = [trial for trial in trials if trial.state not in ENDED]
         print(f"{len(trials)} trials, {len(trials) - len(todo)} finished", flush=True)
@@ -197,7 +202,7 @@ class Comparison:
         with ThreadPoolExecutor(jobs) as pool:
             for trial in todo:
                 waits = rewards.get(trial.seed) if trial.arm == "ppo" else None
-                results[trial.name] = pool.submit(self._start, trial, jobs, waits)
+                results[trial.name] = pool.submit(self._start, trial, jobs, waits, children)
                 if trial.arm == "reward":
                     rewards[trial.seed] = results[trial.name]
             failed = []
@@ -212,7 +217,7 @@ class Comparison:
                 print(f"{done:3d} of {len(todo)}  {trial.name} {words}  {time.time() - began:.0f} s", flush=True)
         return failed
 
-    def _start(self, trial: Trial, jobs: int, waits: "Future[int] | None") -> int:
+    def _start(self, trial: Trial, jobs: int, waits: "Future[int] | None", children: Children) -> int:
         if waits is not None and waits.result():
             return 1  # its reward model failed
         words = [f"recipe={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
@@ -223,8 +228,7 @@ class Comparison:
         with self._log(trial).open("a") as log:
             log.write(f"$ python src/train.py {shlex.join(words)}\n")
             log.flush()
-            done = subprocess.run(command, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent)
-        return done.returncode
+            return children.run(command, stdout=log, stderr=log, env=environment)
 
     def _log(self, trial: Trial) -> Path:
         return self.folder / "logs" / f"{trial.name}.log"

@@ -13,7 +13,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rlhf import files
 from rlhf.errors import Refusal
-from rlhf.files import COMPLETE, is_complete
 from rlhf.models import roles
 from rlhf.ppo.objective import KLController, RunningMoments
 
@@ -94,17 +93,17 @@ def write_state(trainer: Any, folder: Path) -> None:
 
 
 def find(resume_from: bool | str | Path, output_dir: Path) -> Path:
-    """The newest complete checkpoint, or the one named; raises Refusal if there is none."""
+    """The newest checkpoint whose bytes are those written, or the one named; raises Refusal if there is none."""
     if resume_from is True:
-        found = files.checkpoints(output_dir)
-        if not found:
-            why, fix = f"{output_dir} has no complete checkpoint", "resume_from_checkpoint=false"
-            raise Refusal("resume_from_checkpoint", "true", why, fix=fix)
-        return found[-1]
+        found, left_out = files.newest(output_dir)
+        if found is None:
+            why = f"{output_dir} has no complete checkpoint" + "".join(f"; {why}" for why in left_out.values())
+            raise Refusal("resume_from_checkpoint", "true", why, fix="resume_from_checkpoint=false")
+        return found
     folder = Path(str(resume_from))
-    if not is_complete(folder):
-        fix = f"one that holds the file `{COMPLETE}`, or resume_from_checkpoint=true for the newest"
-        raise Refusal("resume_from_checkpoint", folder, "is not a complete checkpoint", fix=fix)
+    if why := files.broken(folder):
+        fix = f"one that holds the file `{files.COMPLETE}`, or resume_from_checkpoint=true for the newest"
+        raise Refusal("resume_from_checkpoint", folder, f"is not a complete checkpoint: {why}", fix=fix)
     return folder
 
 

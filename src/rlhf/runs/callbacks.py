@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import COMPLETE, METRICS_FILE, append_lines, is_main, keep_lines
+from rlhf.files import METRICS_FILE, append_lines, is_main, keep_lines, mark
 from rlhf.methods import METHODS
 from rlhf.monitor.callback import Watch
 
@@ -51,7 +51,7 @@ class Complete(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if is_main() and folder.is_dir():
-            (folder / COMPLETE).touch()
+            mark(folder)
 
 
 class Preemption(TrainerCallback):
@@ -59,10 +59,14 @@ class Preemption(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        self.before = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
+
+    def over(self) -> None:
+        """From here on a SIGTERM does what it did before the training."""
+        signal.signal(signal.SIGTERM, self.before)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:

@@ -1,7 +1,6 @@
 """All stages of a recipe, each in a process of its own: order, what is up to date, and which override goes where."""
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,9 @@ from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.methods import METHODS
 from rlhf.preflight.hub import check_repositories
 from rlhf.preflight.settings import check_settings
+from rlhf.process import Children
 from rlhf.runs import record
+from rlhf.runs.lock import hold
 
 
 class Pipeline:
@@ -109,15 +110,17 @@ def _ordered(configs: dict[str, DictConfig], recipe: str) -> list[str]:
 
 def run(plan: Pipeline) -> int:
     """Run what is missing or stale and report; returns the exit code of the first stage that fails, or 0."""
-    code = run_stages(plan, plan.order)
     stages = [plan.stage(name) for name in plan.order]
-    if not code and any((stage.path / "samples.jsonl").exists() for stage in stages):
-        run = stages[0].run
-        return _start(["python", "src/report.py", f"recipe={run.recipe}", f"run.root={run.root}"])
-    return code
+    hold(stages[0].path.parent, " ".join(sys.argv))
+    with Children() as children:
+        code = run_stages(plan, plan.order, children)
+        if not code and any((stage.path / "samples.jsonl").exists() for stage in stages):
+            run = stages[0].run
+            return _start(["python", "src/report.py", f"recipe={run.recipe}", f"run.root={run.root}"], children)
+        return code
 
 
-def run_stages(plan: Pipeline, names: Sequence[str]) -> int:
+def run_stages(plan: Pipeline, names: Sequence[str], children: Children) -> int:
     """Run those of a plan's stages that are missing or stale, in order; returns the exit code of the first that fails, or 0."""
     todo = [name for name in names if record.state(plan.stage(name)) != "finished"]
     plan.check_arguments(todo)
@@ -133,16 +136,13 @@ def run_stages(plan: Pipeline, names: Sequence[str]) -> int:
             why = record.changes(stage) or "run.overwrite=true"
             print(f"{plan.recipe}/{name} runs again: {why} changed", flush=True)
         more = ["run.overwrite=true"] if now == "stale" else []
-        code = _start(plan.command(name, *more))
+        code = _start(plan.command(name, *more), children)
         if code:
             print(f"{plan.recipe}/{name} failed with exit code {code}: {shown}", file=sys.stderr)
             return code
     return 0
 
 
-def _start(command: list[str]) -> int:
+def _start(command: list[str], children: Children) -> int:
     print("\n$ " + shlex.join(command), flush=True)
-    try:
-        return subprocess.run([sys.executable, str(REPO / command[1]), *command[2:]], check=False).returncode
-    except KeyboardInterrupt:
-        return 130
+    return children.run([sys.executable, str(REPO / command[1]), *command[2:]])

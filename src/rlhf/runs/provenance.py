@@ -32,15 +32,27 @@ def _relative_argv() -> list[str]:
     return [shown.as_posix(), *(redact(argument) for argument in sys.argv[1:])]
 
 
+# a key that sounds like a secret, and is no token of a tokenizer
+SECRET = r"(?<![A-Za-z0-9_])(?!(?:eos|bos|pad|unk|sep|cls|mask)_)\w*(?:token|api_?key|password|passwd|secret)"
+# what hubs, clouds and forges give out, by prefix and length: a folder that is called hf_checkpoints is none
+SHAPES = (
+    r"\b(?:hf_[A-Za-z0-9]{30,}|(?:sk|rk)-[A-Za-z0-9_-]{20,}|wandb_v\d_[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16})\b"
+)
+
+
 def redact(text: str) -> str:
-    """No token reaches a file: what follows a key that sounds like a secret, and anything shaped like a hub or API token."""
-    text = re.sub(r"(?i)((?:^|[._])(?:token|api_key|password|secret)=).+", r"\1***", text)
-    return re.sub(r"\b(?:hf_|sk-|wandb_v\d_)[A-Za-z0-9_-]{8,}", "***", text)
+    """No token reaches a file: the value of a key that sounds like a secret, a URL's user and password, a known token's shape."""
+    text = re.sub(rf"(?i)({SECRET}['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,}}&]+)", r"\1***", text)
+    text = re.sub(r"(?<=://)[^/\s@]+:[^/\s@]*@", "***@", text)
+    return re.sub(SHAPES, "***", text)
 
 
 def redacted(node: Any) -> Any:
+    """`redact` for every text in a tree of mappings and lists; under a secret's key anything goes."""
     if isinstance(node, dict):
-        return {key: redacted(value) for key, value in node.items()}
+        hidden = {key for key in node if isinstance(key, str) and re.fullmatch(SECRET, key, re.IGNORECASE)}
+        return {key: "***" if key in hidden and value else redacted(value) for key, value in node.items()}
     if isinstance(node, list):
         return [redacted(value) for value in node]
     return redact(node) if isinstance(node, str) else node
@@ -51,7 +63,10 @@ def _git() -> dict[str, Any]:
         done = subprocess.run(["git", "-C", str(REPO), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except OSError:  # a container without git
+        return {"commit": "", "dirty": False}
 
 
 def _processor() -> str:

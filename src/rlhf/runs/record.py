@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf import files
 from rlhf.config import Stage, read_stage
 from rlhf.data import sources
-from rlhf.errors import ConfigError, nearest
+from rlhf.errors import ConfigError, DataError, nearest
 from rlhf.files import FINAL, is_main
 from rlhf.methods import METHODS
 from rlhf.process import peak_memory_mb
+from rlhf.runs.lock import hold
 from rlhf.runs.provenance import provenance, redacted
 from rlhf.shell import element, setting
 
@@ -68,7 +70,10 @@ def _portable(stage: Stage, path: str | None) -> str | None:
 def read_run(folder: Path) -> dict[str, Any]:
     """`run.json` of a run folder; empty if there is none."""
     file = folder / "run.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    run = files.read_json(file) if file.is_file() else {}
+    if not isinstance(run, dict):
+        raise DataError(f"{file} holds no object\n  fix: bring it back from a copy, or run.overwrite=true")
+    return run
 
 
 def runs(folder: Path) -> dict[str, dict[str, Any]]:
@@ -85,6 +90,12 @@ def state(stage: Stage) -> str:
     if run.get("inputs") != inputs(stage):
         return "stale"
     return "finished" if run.get("status") == "finished" else "resumable"
+
+
+def trained(stage: Stage) -> bool:
+    """Whether training has ended and what it saved is still what was written: only the evaluation is left."""
+    run = read_run(stage.path)
+    return run.get("status") == "trained" and "final" in run and not files.differing(stage.path / FINAL, run["final"])
 
 
 def changes(stage: Stage) -> str:
@@ -123,8 +134,22 @@ def _short(value: Any) -> str:
 
 
 def claim(stage: Stage) -> bool:
-    """Whether to go on with what the folder holds; refuses to touch a finished run or one with other settings."""
+    """Own the folder until this process ends; whether to go on with what it holds.
+
+    Raises:
+        ResourceError: another process owns it.
+        ConfigError: a finished run or one with other settings, what is no run of this stage, or nothing that can be written.
+    """
+    try:
+        hold(stage.path, " ".join(sys.argv))
+    except OSError as error:
+        fix = "run.root=<a folder that can be written>, or a shorter run.stage"
+        raise ConfigError(f"run.root={stage.run.root}: {error.filename}: {error.strerror}\n  fix: {fix}") from error
+    if stage.path.is_symlink() or (stage.path.exists() and not stage.path.is_dir()):
+        what = f"a link to {os.readlink(stage.path)}" if stage.path.is_symlink() else "a file"
+        raise ConfigError(f"{stage.path} is {what}\n  fix: run.stage=<another name>, or take it away yourself")
     if stage.run.overwrite:
+        _ours(stage)
         return False
     now = state(stage)
     if now in ("finished", "stale"):
@@ -142,10 +167,38 @@ def _free(stage: Stage) -> str:
     return setting("run.stage", next(name for name in names if not stage.path.with_name(Path(name).name).exists()))
 
 
-def discard(stage: Stage) -> None:
-    """Delete what the folder of the stage holds."""
-    if is_main() and stage.path.exists():
+def _ours(stage: Stage) -> None:
+    """Refuse to replace what is not a run of this very stage, or holds other runs."""
+    if not stage.path.is_dir() or not any(stage.path.iterdir()):
+        return
+    inside = sorted(path.parent for path in stage.path.rglob("run.json") if path.parent != stage.path)
+    try:
+        named = read_run(stage.path).get("stage")
+    except DataError:
+        named = stage.run.stage  # torn, and ours by its name
+    if inside or named != stage.run.stage:
+        what = (
+            f"holds the run {inside[0]}" if inside else "is no run" if named is None else f"is the run of stage {named}"
+        )
+        why = f"{stage.path} {what}, which run.overwrite=true does not replace"
+        raise ConfigError(f"{why}\n  fix: run.stage=<another name>, or take the folder away yourself")
+
+
+def set_aside(stage: Stage) -> Path | None:
+    """Move the old run out of the way, to a hidden folder beside it that goes when the new one is finished."""
+    aside = _aside(stage)
+    if not is_main() or not stage.path.exists() or not any(stage.path.iterdir()):
+        return None
+    if aside.exists():  # two runs were begun over it: the one that was finished stays
         shutil.rmtree(stage.path)
+    else:
+        stage.path.rename(aside)
+    print(f"the run before is kept in {aside} until this one is finished", flush=True)
+    return aside
+
+
+def _aside(stage: Stage) -> Path:
+    return stage.path.with_name(f".before-{stage.path.name}")
 
 
 class Record:
@@ -194,20 +247,39 @@ class Record:
             self.run["status"] = status
             self.run["seconds"] = round(float(self.run["seconds"]) + time.time() - self.started, 1)
             self.started = time.time()
+            if status == "trained":
+                self.run["final"] = files.listing(self.path / FINAL)
+            if status == "finished":
+                shutil.rmtree(_aside(self.stage), ignore_errors=True)
             for key, peak in ((PEAKS[device], peak) for device, peak in peak_memory_mb().items() if peak):
                 self.run[key] = max(self.run.get(key, 0.0), peak)
             self._save()
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was completely written; incomplete ones are removed."""
-        found = files.checkpoints(self.path)
+        """The newest checkpoint whose bytes are those that were written; newer ones that are not are named and removed."""
+        found, left_out = files.newest(self.path)
         if is_main():
-            for incomplete in set(self.path.glob(f"{files.PREFIX}*")) - set(found):
-                shutil.rmtree(incomplete)
-        return found[-1] if found else None
+            for checkpoint, why in left_out.items():
+                print(f"left out {checkpoint.name}: {why}", flush=True)
+                shutil.rmtree(checkpoint)
+        return found
 
     def _save(self) -> None:
         files.write_json(self.path / "run.json", self.run)
+
+
+def check_final(folder: Path) -> None:
+    """Raise a DataError where the weights that a run left are not those that it wrote."""
+    if why := files.differing(folder / FINAL, read_run(folder).get("final", {})):
+        again = " ".join(read_run(folder).get("command", ["its command"]))
+        raise DataError(f"{why}\n  fix: bring it back from a copy, or {again} run.overwrite=true")
+
+
+def check_weights(stage: Stage) -> None:
+    """`check_final` of every run whose weights this stage reads."""
+    for path in _weights(stage):
+        if path is not None and Path(path).name == FINAL:
+            check_final(Path(path).parent)
 
 
 def lineage(stage: Stage) -> list[dict[str, str]]:
@@ -241,6 +313,7 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
     if run.get("status") != "finished":
         fix = f"start it again with its command: {shlex.join(run['command'])}"
         raise ConfigError(f"{folder} has not finished (status: {run.get('status')})\n  fix: {fix}")
+    check_final(folder)
     stage = read_stage(folder)
     if METHODS[stage.method.name].leaves == "reward":
         policies = ", ".join(name for name, row in METHODS.items() if row.leaves == "policy")

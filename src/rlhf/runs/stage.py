@@ -28,11 +28,11 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     stage = to_stage(cfg)
     resume = refuse(stage)
     tokenizer, data = prepare(stage)
-    trained = resume and record.read_run(stage.path).get("status") == "trained"
+    trained = resume and record.trained(stage)
     trainer = None if trained else build(stage, tokenizer, data)
 
     if not resume:
-        record.discard(stage)
+        record.set_aside(stage)
     run = record.Record(stage, cfg, resume, overrides)
     run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})
     if stage.model.init is not None and files.is_main():
@@ -72,6 +72,7 @@ def refuse(stage: Stage) -> bool:
             quiet()
             check_arguments(stage)
         raise
+    record.check_weights(stage)
     quiet()
     check_machine(stage)
     check_repositories([stage])
@@ -118,7 +119,10 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
     checkpoint = run.last_checkpoint() if run.resumed else None
     if checkpoint is not None:
         print(f"going on from {checkpoint}", flush=True)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        preemption.over()
     if watching.stops:
         from rlhf.evaluation.evaluate import suspicious
 
