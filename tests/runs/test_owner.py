@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -160,7 +161,7 @@ def test_a_killed_parent_leaves_no_child():
             os.kill(child, 0)
         except ProcessLookupError:
             return
-        if open(f"/proc/{child}/stat").read().split()[2] == "Z":
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
             return
         time.sleep(0.05)
     raise AssertionError("an orphan goes on")
