@@ -140,14 +140,24 @@ def claim(stage: Stage) -> bool:
         ResourceError: another process owns it.
         ConfigError: a finished run or one with other settings, what is no run of this stage, or nothing that can be written.
     """
+    may_resume(stage)  # what is refused anyway takes no lock
     try:
         hold(stage.path, " ".join(sys.argv))
     except OSError as error:
         fix = "run.root=<a folder that can be written>, or a shorter run.stage"
         raise ConfigError(f"run.root={stage.run.root}: {error.filename}: {error.strerror}\n  fix: {fix}") from error
-    if stage.path.is_symlink() or (stage.path.exists() and not stage.path.is_dir()):
-        what = f"a link to {os.readlink(stage.path)}" if stage.path.is_symlink() else "a file"
-        raise ConfigError(f"{stage.path} is {what}\n  fix: run.stage=<another name>, or take it away yourself")
+    return may_resume(stage)  # once more, now that nobody else writes
+
+
+def may_resume(stage: Stage) -> bool:
+    """Whether there is an unfinished run to go on with; raises a ConfigError where the folder is not to be written into."""
+    try:
+        if stage.path.is_symlink() or (stage.path.exists() and not stage.path.is_dir()):
+            what = f"a link to {os.readlink(stage.path)}" if stage.path.is_symlink() else "a file"
+            raise ConfigError(f"{stage.path} is {what}\n  fix: run.stage=<another name>, or take it away yourself")
+    except OSError as error:
+        why, fix = f"{error.filename}: {error.strerror}", "a shorter run.stage, or run.root=<a folder that can be read>"
+        raise ConfigError(f"run.stage={stage.run.stage}: {why}\n  fix: {fix}") from error
     if stage.run.overwrite:
         _ours(stage)
         return False
