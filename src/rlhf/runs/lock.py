@@ -65,7 +65,7 @@ def _taken(file: Path, folder: Path) -> str:
         who = f"process {by['process']} on {by['machine']} since {by['since']}: {by['command']}"
     except (StageError, KeyError, OSError):
         who = "another process, which is just starting"
-    return f"{folder} is being written by {who}\n  fix: wait for it, or run.stage=<another name>"
+    return f"{folder} is being written by {who}\n  fix: wait for it, or another run.stage"
 
 
 def release() -> None:

@@ -144,7 +144,7 @@ def claim(stage: Stage) -> bool:
     try:
         hold(stage.path, " ".join(sys.argv))
     except OSError as error:
-        fix = "run.root=<a folder that can be written>, or a shorter run.stage"
+        fix = "give run.root= a folder that can be written, or a shorter run.stage"
         raise ConfigError(f"run.root={stage.run.root}: {error.filename}: {error.strerror}\n  fix: {fix}") from error
     return may_resume(stage)  # once more, now that nobody else writes
 
@@ -154,9 +154,9 @@ def may_resume(stage: Stage) -> bool:
     try:
         if stage.path.is_symlink() or (stage.path.exists() and not stage.path.is_dir()):
             what = f"a link to {os.readlink(stage.path)}" if stage.path.is_symlink() else "a file"
-            raise ConfigError(f"{stage.path} is {what}\n  fix: run.stage=<another name>, or take it away yourself")
+            raise ConfigError(f"{stage.path} is {what}\n  fix: {_free(stage)}, or take it away yourself")
     except OSError as error:
-        why, fix = f"{error.filename}: {error.strerror}", "a shorter run.stage, or run.root=<a folder that can be read>"
+        why, fix = f"{error.filename}: {error.strerror}", "a shorter run.stage, or another run.root"
         raise ConfigError(f"run.stage={stage.run.stage}: {why}\n  fix: {fix}") from error
     if stage.run.overwrite:
         _ours(stage)
@@ -191,7 +191,7 @@ def _ours(stage: Stage) -> None:
             f"holds the run {inside[0]}" if inside else "is no run" if named is None else f"is the run of stage {named}"
         )
         why = f"{stage.path} {what}, which run.overwrite=true does not replace"
-        raise ConfigError(f"{why}\n  fix: run.stage=<another name>, or take the folder away yourself")
+        raise ConfigError(f"{why}\n  fix: {_free(stage)}, or take the folder away yourself")
 
 
 def set_aside(stage: Stage) -> Path | None:
