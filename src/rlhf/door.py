@@ -241,7 +241,9 @@ def translate(error: BaseException) -> BaseException:
         return ResourceError(f"out of memory: {why}\n  fix: {fix}")
     if _disk_full(error):
         place = getattr(error, "filename", None) or "the run folder"
-        return ResourceError(f"no space left on the disk of {place}\n  fix: free some, or give run.root= a folder on another disk")
+        return ResourceError(
+            f"no space left on the disk of {place}\n  fix: free some, or give run.root= a folder on another disk"
+        )
     return error
 
 
