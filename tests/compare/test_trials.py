@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 
@@ -100,7 +99,7 @@ def _trains(monkeypatch, fail=()):
         (stage.path / "run.json").write_text(json.dumps(left))
         return start(["true"], **options)
 
-    monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(trials.Children, "run", lambda self, command, **more: run(command, **more).returncode)
     monkeypatch.setattr(trials, "run_stages", lambda plan, names, children: 0)
     return started
 

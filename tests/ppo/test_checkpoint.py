@@ -46,7 +46,8 @@ def test_checkpoints_are_complete_or_absent(make_trainer, tmp_path):
     weights_file.write_bytes(weights_file.read_bytes()[:-1])
     assert [p.name for p in files.checkpoints(run)] == ["checkpoint-3"]
     with pytest.raises(
-        ValueError, match=r"resume_from_checkpoint=\S+: is not a complete checkpoint\n  fix: one that holds the file"
+        ValueError,
+        match=r"resume_from_checkpoint=\S+: is not a complete checkpoint: .* were written\n  fix: one that holds the file",
     ):
         make_trainer().train(resume_from_checkpoint=str(run / "checkpoint-4"))
 
