@@ -137,7 +137,7 @@ def test_an_equal_run_of_the_recipe_itself_is_a_trial(small, monkeypatch, tmp_pa
     """What `make demo` trained is not trained again, as long as it is what the comparison would train."""
     started = _trains(monkeypatch)
     for stage in ("reward", "dpo"):
-        trials.subprocess.run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
+        trials.Children().run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
     started.clear()
     found = small()
     assert found.trial("reward", None, 1).path == tmp_path / "support/reward"
