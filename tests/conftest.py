@@ -1,7 +1,10 @@
 """What tests share: composed stages, a tiny base with adapters, a finished chain of stages, doors run as a user runs them."""
 
+import atexit
 import os
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 import pytest
 from filelock import FileLock
@@ -10,6 +13,9 @@ from tests.doors import Doors
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once
+if "HF_DATASETS_CACHE" not in os.environ:  # by the first process, and its workers find it there
+    os.environ["HF_DATASETS_CACHE"] = mkdtemp(prefix="datasets-")
+    atexit.register(rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small lose more to threads that wait for each other than they gain
 
 

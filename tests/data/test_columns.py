@@ -221,6 +221,9 @@ class Silent(Renderer):
     def __init__(self):
         self.plain = False
 
+    def identity(self):
+        return "lengths"
+
     def encode(self, messages):
         return [1, 2], [0, 1]
 

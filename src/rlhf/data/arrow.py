@@ -150,6 +150,9 @@ class Arrow(Rows):
     def __init__(self, loaded: Any, place: str) -> None:
         self.loaded, self.place = loaded.with_format("arrow"), place
 
+    def identity(self) -> str:
+        return str(self.loaded._fingerprint)  # noqa: SLF001 - which `datasets` gives to what it downloaded
+
     def __len__(self) -> int:
         return len(self.loaded)
 

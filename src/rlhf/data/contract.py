@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rlhf.config import Dataset
 from rlhf.data import shapes, sources, turns
-from rlhf.data.rows import BadRow, Row
+from rlhf.data.rows import BadRow, Row, Rows
 from rlhf.data.turns import Messages, short, text
 from rlhf.errors import DataError, nearest
 from rlhf.shell import setting
@@ -84,6 +84,7 @@ class Read(NamedTuple):
     shape: str
     first: Row | None
     rows: Iterator[Row]
+    source: Rows
 
 
 def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = None, weight: float = 1.0) -> Read:
@@ -94,13 +95,14 @@ def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = Non
     """
     if split is None:
         raise DataError("dataset.splits.train=null: there is nothing to train on\n  fix: dataset.splits.train=train")
-    rows = islice(sources.Part(dataset, split, weight).open().read(), limit)
+    source = sources.Part(dataset, split, weight).open()
+    rows = source.read(0, limit)
     ahead = list(islice(rows, LOOKED_AT))
     good = [row for row in ahead if row.bad is None]
     settled, shape = settle(dataset, good, kind)
     if dataset.bad_rows == "error" and len(good) > 1:
         _refuse_all(settled, good, kind)
-    return Read(settled, shape, good[0] if good else None, chain(ahead, rows))
+    return Read(settled, shape, good[0] if good else None, chain(ahead, rows), source)
 
 
 def settle(dataset: Dataset, rows: Sequence[Row], kind: str) -> tuple[Dataset, str]:

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import random
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Dataset, Stage
-from rlhf.data import contract, sources
+from rlhf.data import contract, sources, store
 from rlhf.data.contract import BadRow
-from rlhf.data.rows import Row
+from rlhf.data.rows import Row, Rows
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError
 from rlhf.methods import METHODS
@@ -26,16 +28,17 @@ SHOWN = 5  # dropped rows that the ledger names
 
 @dataclass
 class Ledger:
-    """What happened to the rows of one split."""
+    """What happened to the rows of one split, or to a stretch of them."""
 
     read: int = 0
     kept: int = 0
     truncated: int = 0
     ties: int = 0
+    rankings: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    digest: Any = field(default_factory=hashlib.sha256)
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    digests: list[str] = field(default_factory=list)
 
     @contextmanager
     def account(self, row: Row, bad_rows: str) -> Iterator[None]:
@@ -54,10 +57,14 @@ class Ledger:
         if len(self.examples) < SHOWN:
             self.examples.append(f"{where}: {reason}")
 
-    def keep(self, tokens: Tokens, length: int) -> None:
-        self.kept += 1
-        self.lengths.append(length)
-        self.digest.update(json.dumps(tokens, sort_keys=True).encode())
+    def add(self, other: "Ledger") -> None:
+        """Take in what happened to the rows after these."""
+        for name in ("read", "kept", "truncated", "ties", "rankings"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dropped += other.dropped
+        self.examples = [*self.examples, *other.examples][:SHOWN]
+        self.lengths += other.lengths
+        self.digests += other.digests
 
     def report(self) -> dict[str, Any]:
         lengths, count = sorted(self.lengths), len(self.lengths)
@@ -68,9 +75,10 @@ class Ledger:
             "dropped": dict(self.dropped),
             "truncated": self.truncated,
             "ties": self.ties,
+            "rankings": self.rankings,
             "tokens": quantile | {"sum": sum(lengths)},
             "dropped_examples": self.examples,
-            "fingerprint": self.digest.hexdigest()[:16],
+            "fingerprint": store.joined(self.digests),
         }
 
 
@@ -86,7 +94,7 @@ class Prepared:
 
     def batch_rows(self, stage: Stage) -> int:
         """How many rows there are for batches to be made of: rankings where their pairs stay together."""
-        return len(set(self.train["ranking"])) if stage.method.kwise else len(self.train)
+        return self.ledger["train"]["rankings"] if stage.method.kwise else len(self.train)
 
 
 def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
@@ -108,44 +116,99 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         for part in sources.parts(dataset, "train"):
             read = [one for parts in opened.values() for one in parts if one.dataset.path == part.dataset.path]
             contract.check_columns(part.dataset, part.dataset.columns, [one.first for one in read if one.first])
-    ledgers = {role: Ledger() for role in opened}
     built: dict[str, datasets.Dataset] = {}
+    reports: dict[str, dict[str, Any]] = {}
     for role in ("train", "eval"):
         if role not in opened:
             continue
-        split, ledger = getattr(splits, role), ledgers[role]
-        columns = _collect(_tokens(stage, opened[role], kind, renderer, ledger))
-        if not ledger.kept:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in ledger.dropped.items()) or "the split is empty"
-            fix = f"dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
-            if ledger.ties and not ledger.dropped:
-                reasons = f"{ledger.ties} ties: all replies to a prompt have the same rank"
-            what = f"none of {ledger.read} rows is left ({reasons})"
-            raise DataError(f"dataset.splits.{role}={split}: {what}\n  fix: {fix}")
-        built[role] = datasets.Dataset.from_dict(columns)
-    test = []
+        found, report = _stored(stage, role, opened[role], kind, renderer)
+        reports[role] = {"read_as": opened[role][0].shape} | report
+        if found is None:
+            _refuse_none(dataset, role, getattr(splits, role), report)
+        else:
+            built[role] = found
+    test: list[Tokens] = []
     if "test" in opened:
-        test = list(_tokens(stage, opened["test"], "prompts", asking, ledgers["test"]))
-    reports = {role: {"read_as": opened[role][0].shape} | ledger.report() for role, ledger in ledgers.items()}
+        ledger = Ledger()
+        test = list(_tokens(stage, opened["test"], asking, ledger))
+        reports["test"] = {"read_as": opened["test"][0].shape} | ledger.report()
     return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
+
+
+def _refuse_none(dataset: Dataset, role: str, split: str, report: dict[str, Any]) -> None:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "the split is empty"
+    if report["ties"] and not report["dropped"]:
+        reasons = f"{report['ties']} ties: all replies to a prompt have the same rank"
+    fix = f"dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
+    raise DataError(f"dataset.splits.{role}={split}: none of {report['read']} rows is left ({reasons})\n  fix: {fix}")
+
+
+def _stored(
+    stage: Stage, role: str, parts: list["Opened"], kind: str, renderer: Renderer
+) -> tuple["datasets.Dataset | None", dict[str, Any]]:
+    """The tokens of a role, from the cache if the same rows were tokenized in the same way before, and their ledger."""
+    counts = [part.count for part in parts]
+    total = None if None in counts else sum(count or 0 for count in counts)
+    before = [sum(10**9 if count is None else count for count in counts[:place]) for place in range(len(counts))]
+
+    def work(stretch: store.Stretch, file: Path, tell: Callable[[int], None]) -> Ledger:
+        part, ledger, writer = parts[stretch.part], Ledger(), store.Writer(file)
+        number = before[stretch.part] + stretch.start
+        rows = part.read(stretch.start, stretch.stop)
+        for _, ends in store.blocks(_rows(stage, part, rows, number, kind, renderer, ledger, writer.keep)):
+            if ends:
+                writer.flush()
+                tell(store.BLOCK)
+        writer.close()
+        ledger.kept, ledger.lengths, ledger.digests = len(writer.lengths), writer.lengths, writer.digests
+        return ledger
+
+    def make(folder: Path) -> dict[str, Any]:
+        ledger, count = Ledger(), store.processes(total)
+        for more in store.spread(work, store.stretches(counts, count), folder, count, total, f"preparing {role}"):
+            ledger.add(more)
+        return ledger.report()
+
+    told = [stage.method.learn, stage.method.name == "reward", stage.method.kwise, kind, renderer.identity()]
+    told += [[asdict(part.dataset), part.split, part.limit, part.weight, part.identity()] for part in parts]
+    return store.kept(store.key(*told), make)
 
 
 def test_prompts(stage: Stage, asking: Renderer) -> list[Tokens]:
     """The first `evaluation.prompts` prompts of the test split, which nobody trained on."""
     if stage.dataset.splits.test is None:
         return []
-    parts = _open(stage, "test", "prompts", stage.evaluation.prompts)
-    return list(_tokens(stage, parts, "prompts", asking, Ledger()))
+    return list(_tokens(stage, _open(stage, "test", "prompts", stage.evaluation.prompts), asking, Ledger()))
 
 
-class Opened(NamedTuple):
-    """Rows of one dataset, with the first of them that could be read."""
+@dataclass
+class Opened:
+    """The rows of one part of a role, of which the first `limit` are read, with the first that could be read."""
 
     dataset: Dataset
     split: str
+    weight: float
+    limit: int | None
     first: Row | None
-    rows: Iterator[Row]
     shape: str
+    rows: Rows
+
+    @property
+    def count(self) -> int | None:
+        """How many rows there are; None where only reading them tells."""
+        if not self.rows.counted:
+            return None
+        return len(self.rows) if self.limit is None else min(len(self.rows), self.limit)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Rows from `start` to before `stop`, or to the limit."""
+        ends = [end for end in (stop, self.limit) if end is not None]
+        return self.rows.read(start, min(ends) if ends else None)
+
+    def identity(self) -> str:
+        """Changes when the rows would. What the hub has newest has no name that stays: such rows are tokenized again."""
+        newest = sources.is_hub(self.dataset.path) and self.dataset.revision is None
+        return sources.fingerprint(self.dataset) + (self.rows.identity() if newest else "")
 
 
 def _open(stage: Stage, role: str, kind: str, limit: int | None = None) -> list[Opened]:
@@ -157,27 +220,50 @@ def _open(stage: Stage, role: str, kind: str, limit: int | None = None) -> list[
     for number, part in enumerate(parts):
         share = None if limit is None else limit // len(parts) + (number < limit % len(parts))
         read = contract.read(part.dataset, part.split, kind, share, part.weight)
-        found.append(Opened(read.dataset, part.split, read.first, read.rows, read.shape))
+        found.append(Opened(read.dataset, part.split, part.weight, share, read.first, read.shape, read.source))
     return found
 
 
-def _tokens(stage: Stage, parts: Iterable[Opened], kind: str, renderer: Renderer, ledger: Ledger) -> Iterator[Tokens]:
-    before = 0
-    for dataset, split, _, rows, _ in parts:
-        own, number = replace(stage, dataset=dataset), 0
-        for number, row in enumerate(rows, 1):
-            with ledger.account(row, dataset.bad_rows):
-                if kind == "demonstrations":
-                    found = _demonstrations(own, row, renderer, ledger)
-                elif kind == "pairs":
-                    found = _pairs(own, row, before + number, renderer, ledger)
-                else:
-                    # drawn for the place of a row in its split, wherever the files lie
-                    found = _prompts(own, row, random.Random(f"{split}:{number}"), renderer, ledger)
-                for tokens, length in found:
-                    ledger.keep(tokens, length)
-                    yield tokens
-        before += number
+def _tokens(stage: Stage, parts: Iterable[Opened], renderer: Renderer, ledger: Ledger) -> list[Tokens]:
+    """Prompts in memory, for an evaluation."""
+    found: list[Tokens] = []
+
+    def keep(tokens: Tokens, length: int) -> None:
+        found.append(tokens)
+        ledger.kept += 1
+        ledger.lengths.append(length)
+        ledger.digests.append(hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest())
+
+    for part in parts:
+        for _ in _rows(stage, part, part.read(), 0, "prompts", renderer, ledger, keep):
+            pass
+    return found
+
+
+def _rows(
+    stage: Stage,
+    part: Opened,
+    rows: Iterator[Row],
+    before: int,
+    kind: str,
+    renderer: Renderer,
+    ledger: Ledger,
+    keep: Callable[[Tokens, int], None],
+) -> Iterator[Row]:
+    """Tokenizes rows, of which so many stand `before` the first, and hands what is left of each to `keep`."""
+    own = replace(stage, dataset=part.dataset)
+    for number, row in enumerate(rows, before + 1):
+        with ledger.account(row, part.dataset.bad_rows):
+            if kind == "demonstrations":
+                found = _demonstrations(own, row, renderer, ledger)
+            elif kind == "pairs":
+                found = _pairs(own, row, number, renderer, ledger)
+            else:
+                # drawn for the place of a row in its split, wherever the files lie
+                found = _prompts(own, row, random.Random(f"{part.split}:{number}"), renderer, ledger)
+            for tokens, length in list(found):
+                keep(tokens, length)
+        yield row
 
 
 def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
@@ -212,11 +298,16 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
             rendered[key] = renderer.reply(prompt, completion)
         return rendered[key]
 
-    found = 0
+    found = left = 0
     for pair in contract.pairs(stage.dataset, row):
         found += 1
-        prompt, chosen, _ = reply(pair.prompt, pair.chosen)
-        _, rejected, _ = reply(pair.prompt, pair.rejected)
+        prompt, chosen, learned = reply(pair.prompt, pair.chosen)
+        _, rejected, other = reply(pair.prompt, pair.rejected)
+        if stage.method.name == "dpo" and not all((*learned, *other)):
+            why = "a reply holds what a tool said, which DPO would learn to say"
+            raise BadRow(
+                "tool turns in a reply", why, fix="method=reward, which only reads it, or rows that part after it"
+            )
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > stage.dataset.max_length:
             _too_long(stage.dataset, row, ledger, longest)
@@ -231,7 +322,9 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
                 tokens["margin"] = pair.margin
             if pair.true_margin is not None:
                 tokens["true_margin"] = float(pair.true_margin)
+            left += 1
             yield tokens, longest
+    ledger.rankings += left > 0
     if "ranking" in stage.dataset.columns:
         count = len(row.values[stage.dataset.columns["ranking"]])
         ledger.ties += count * (count - 1) // 2 - found
@@ -267,14 +360,6 @@ def _too_long(dataset: Dataset, row: Row, ledger: Ledger, length: int) -> bool:
         ledger.drop("too long", row.where)
         return True
     return False
-
-
-def _collect(rows: Iterator[Tokens]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
-    for tokens in rows:
-        for name, value in tokens.items():
-            columns.setdefault(name, []).append(value)
-    return columns
 
 
 def _show(stage: Stage, renderer: Renderer, train: "datasets.Dataset") -> str:

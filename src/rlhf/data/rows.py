@@ -1,6 +1,7 @@
 """A row with where it stands and what is wrong with it, and rows that can be counted and read from the middle on."""
 
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ class Rows(ABC):
     def counted(self) -> bool:
         """Whether len() can be told before all rows have been read."""
         return True
+
+    def identity(self) -> str:
+        """What names these rows beside where they are said to be; another one each time where nothing does."""
+        inner = getattr(self, "rows", None)
+        return inner.identity() if isinstance(inner, Rows) else str(time.time_ns())
 
     @abstractmethod
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ ending in EOS and nothing after it: the reward model scores in PPO exactly what 
 the row: a template that leaves some out, or that writes a dialogue otherwise than its prompt, makes a bad row or is refused.
 """
 
+import hashlib
 import inspect
 import json
 import re
@@ -87,6 +88,20 @@ class Renderer:
         )
         longest_first = sorted(map(re.escape, control), key=len, reverse=True)
         self._control = re.compile("|".join(longest_first) or "(?!)")
+
+    def identity(self) -> str:
+        """Changes when the ids of some dialogue would: with the tokenizer, the template, and the day where a template writes it."""
+        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True) if self._fast is None else self._fast.to_str()
+        said = "" if self.plain else self._text(Dialogue([ASKED, SAID]), [ASKED, SAID])
+        named = [
+            self.tokenizer.chat_template,
+            self.tokenizer.eos_token,
+            self.tokenizer.bos_token,
+            self.plain,
+            self._lead,
+            said,
+        ]
+        return hashlib.sha256(f"{words}{named}".encode()).hexdigest()
 
     def prompt(self, dialogue: Dialogue) -> list[int]:
         """Ids up to where the reply begins, generation prompt included."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
@@ -25,25 +25,43 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
         model = load_base(stage, tokenizer, path=stage.method.start_from, reward=True)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
-    trainer, arrange, collator = RewardTrainer, joined, None
+    trainer, train, held_out, collator = PairTrainer, data.train, data.eval, PairCollator(tokenizer.pad_token_id)
     if stage.method.kwise:
-        trainer, arrange, collator = RankingTrainer, rankings, RankingCollator(tokenizer.pad_token_id)
-    train, held_out = (split and arrange(split) for split in (data.train, data.eval))
+        trainer, collator = RankingTrainer, RankingCollator(tokenizer.pad_token_id)
+        train, held_out = (split and rankings(split) for split in (data.train, data.eval))
     with trainable_kept_in_fp32(model):
         return trainer(model, args, collator, train, held_out, processing_class=tokenizer)
 
 
-def joined(split: Any) -> Any:
-    """TRL's reward model takes prompt and reply as one sequence."""
-    sides = ("chosen_ids", "rejected_ids")
-    columns = {side: [p + r for p, r in zip(split["prompt_ids"], split[side], strict=True)] for side in sides}
-    return type(split).from_dict(columns | ({"margin": split["margin"]} if "margin" in split.column_names else {}))
+SIDES = ("chosen_ids", "rejected_ids")
+
+
+def joined(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair as TRL's reward model takes it: prompt and reply are one sequence."""
+    return row | {side: [*row["prompt_ids"], *row[side]] for side in SIDES}
+
+
+class PairCollator(DataCollatorForPreference):
+    """Joins prompt and replies batch by batch, so that the rows stay on disk as they are."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return super().torch_call([joined(row) for row in examples])
+
+
+class PairTrainer(RewardTrainer):
+    """TRL's trainer on rows that are tokenized already."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["prompt_ids", *SIDES, "margin"]
 
 
 def rankings(split: Any) -> Any:
     """A row a ranking: its different sequences, and its pairs as positions among them."""
     found: dict[int, dict[str, Any]] = {}
-    for pair, sequences in zip(split, joined(split), strict=True):
+    for pair, sequences in ((pair, joined(pair)) for pair in split):
         ranking = found.setdefault(pair["ranking"], {"sequences": [], "chosen": [], "rejected": [], "k": pair["k"]})
         for side in ("chosen", "rejected"):
             ids = sequences[f"{side}_ids"]
