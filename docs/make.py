@@ -21,7 +21,6 @@ ROOMS = tuple(
         "files",
         "process",
         "config",
-        "fields",
         "support",
         "output",
         "data",

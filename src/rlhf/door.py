@@ -23,9 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, Stage, grouped, hint, options, to_stage
+from rlhf.config import GROUPS, Stage, grouped, hint, options, to_stage, typed
 from rlhf.errors import ConfigError, Preempted, Refusal, ResourceError, StageError, nearest
-from rlhf.fields import typed
 from rlhf.process import end_on_sigterm
 from rlhf.runs import sweep
 from rlhf.shell import SETTING, holds_text, home, setting, several

@@ -74,6 +74,10 @@ def main() -> None:
         device = "cuda" if what["device"] == "auto" and torch.cuda.is_available() else what["device"]
         work = make(folder, Size(**what["size"]), "cpu" if device == "auto" else device)
         found: dict[str, Any] = {"device": work.device}
+    elif "rows" in what:
+        from rlhf.benchmark.rows import run
+
+        found = run(folder, what)
     elif "method" in what:
         from rlhf.benchmark.planned import measure_stage
 

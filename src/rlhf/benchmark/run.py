@@ -8,6 +8,7 @@ from typing import Any
 from rlhf import files
 from rlhf.benchmark.planned import compare_plans
 from rlhf.benchmark.ratios import PARTS, compare
+from rlhf.benchmark.rows import compare_rows, measure_size, rows_table, size_table
 from rlhf.benchmark.tables import origin, plan_table, support_table, table
 from rlhf.benchmark.workload import Size
 from rlhf.errors import ConfigError
@@ -40,6 +41,12 @@ def benchmark(
     if "plan" in parts:
         found = compare_plans(size, device=device, threads=threads)
         _publish(folder / "plan.json", found, plan_table(found), page, "plan")
+    if "data" in parts:
+        found = compare_rows(repeats)
+        _publish(folder / "data.json", found, rows_table(found), page, "data")
+    if "rows" in parts:
+        found = measure_size()
+        _publish(folder / "rows.json", found, size_table(found), page, "rows")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet

@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlhf import fields
-from rlhf.config import MIXTURE, Dataset, Splits
+from rlhf.config import MIXTURE, Dataset, Splits, checked
 from rlhf.data import folders
 from rlhf.data.formats import SUFFIXES
 from rlhf.data.rows import BadRow, Row, Rows, Sliced, Weighted
@@ -151,12 +150,12 @@ def _part(dataset: Dataset, number: int, said: dict[str, Any]) -> tuple[Dataset,
         near = nearest(said["format"], FORMATS)
         raise Refusal(f"{where}.format", said["format"], f"is no format of rows{near}", allowed=FORMATS)
     splits = said.pop("splits", None) or {}
-    said = fields.checked(Dataset, said, where)
+    said = checked(Dataset, said, where)
     if "format" in said and (said["format"] == "plain") != (dataset.format == "plain"):
         why = "text without turns (plain) and dialogues are rendered differently, so that they can't be mixed"
         raise Refusal(f"{where}.format", said["format"], why)
     said = {"subset": None, "revision": None, **said}  # those of the outer dataset are its path's own
-    chosen = Splits(**fields.checked(Splits, {**asdict(dataset.splits), **splits}, f"{where}.splits"))
+    chosen = Splits(**checked(Splits, {**asdict(dataset.splits), **splits}, f"{where}.splits"))
     return replace(dataset, **{"mixture": None, "splits": chosen, **said}), float(weight)
 
 

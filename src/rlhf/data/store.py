@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BLOCK = 512  # rows that are read before what came of them is written
-ALONE = 4096  # rows up to which one process is faster than several
+ALONE = 512  # rows up to which one process is faster than several
 DONE = "done.json"
 Tokens = dict[str, Any]
 

@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Any
 
-from rlhf.config import Stage, split_batch
+from rlhf.config import Stage, checked, split_batch
 from rlhf.errors import ConfigError
-from rlhf.fields import checked
 from rlhf.methods import METHODS, resolve
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.config import Stage
+from rlhf.config import Stage, checked
 from rlhf.errors import Refusal, nearest
-from rlhf.fields import checked
 from rlhf.files import FINAL
 from rlhf.models.checks import CONFIG
 from rlhf.shell import setting
