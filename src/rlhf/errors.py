@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class StageError(Exception):
@@ -35,10 +36,18 @@ class Refusal(ConfigError):
         choices = f"\n  allowed: {', '.join(map(str, self.allowed))}" if self.allowed else ""
         super().__init__(f"{key}={value}: {why}{choices}" + (f"\n  fix: {fix}" if fix else ""))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process may raise it: its arguments make it again."""
+        return _again, (self.key, self.value, self.why, self.allowed, self.fix)
+
     def under(self, prefix: str) -> "Refusal":
         """The same refusal of the setting `prefix` + key, in its fix too."""
         fix = self.fix.replace(f"{self.key}=", f"{prefix}{self.key}=")
         return Refusal(prefix + self.key, self.value, self.why, allowed=self.allowed, fix=fix)
+
+
+def _again(key: str, value: object, why: str, allowed: tuple[object, ...], fix: str) -> Refusal:
+    return Refusal(key, value, why, allowed=allowed, fix=fix)
 
 
 class DataError(StageError):

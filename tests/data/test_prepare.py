@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from rlhf.config import REPO
 from rlhf.data import prepare as prepared
 from rlhf.data import store
 from rlhf.data.prepare import prepare
-from rlhf.errors import DataError, ResourceError
+from rlhf.errors import DataError, Refusal, ResourceError
 from rlhf.models.tokenizer import load_tokenizer, renderer
 
 SETTINGS = ("model=support_scratch", "adapter=none", "quantization=none", "dataset.splits={eval: null, test: null}")
@@ -107,6 +108,7 @@ def test_another_setting_is_another_entry(ready, setting):
 
 SPOILED = {
     "a torn file": lambda entry: next(entry.glob("*.arrow")).open("r+b").truncate(100),
+    "other bytes": lambda entry: (file := next(entry.glob("*.arrow"))).write_bytes(file.read_bytes()[:-64] + b"0" * 64),
     "a missing file": lambda entry: next(entry.glob("*.arrow")).unlink(),
     "a torn list": lambda entry: (entry / store.DONE).write_text('{"files": {'),
     "another list": lambda entry: (entry / store.DONE).write_text("[]"),
@@ -150,7 +152,7 @@ def test_a_full_disk_leaves_nothing(ready, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store.Writer, "flush", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ResourceError, match=r"no space left on the disk of .*\n  fix: .*HF_DATASETS_CACHE"):
         ready(rows_of("sft", 20))()
     assert not entries() and not list(store.cache().glob(".partial*"))
 
@@ -166,6 +168,12 @@ def make(folder):
     return {"made": True}
 print(json.dumps(store.kept("name", make)[1]), flush=True)
 """
+
+
+def test_a_refusal_of_another_process_is_the_same_one():
+    refusal = Refusal("key", 1, "why", allowed=["a"], fix="key=a")
+    again = pickle.loads(pickle.dumps(refusal))
+    assert (str(again), again.key, again.fix) == (str(refusal), "key", "key=a")
 
 
 def test_of_two_processes_one_prepares(tmp_path):

@@ -168,7 +168,7 @@ def _train(folder: Path) -> dict[str, Any]:
 
 
 def _make(file: Path, kind: str, count: int, tokens: int) -> dict[str, Any]:
-    """Rows of about so many tokens: 1.3 to a word."""
+    """Rows of about so many tokens, nearly one to a word."""
     words, draw = _words(1, 400_000), random.Random(2)
 
     def text(length: int) -> str:
@@ -178,7 +178,7 @@ def _make(file: Path, kind: str, count: int, tokens: int) -> dict[str, Any]:
     def turns(number: int, length: int) -> list[dict[str, str]]:
         return [{"role": ("user", "assistant")[i % 2], "content": text(length)} for i in range(number)]
 
-    size = int(tokens / 1.35)
+    size = int(tokens / 1.03)
     with file.open("w") as lines:
         for _ in range(count):
             if kind == "pairs":
@@ -237,6 +237,6 @@ def _peak() -> float:
 
 
 def _above(below: float) -> dict[str, float]:
-    """The peak of this process above what it had, and that of its largest child above the same."""
+    """The peak of this process above what it had, and with it that of each child above the same (of the largest, times all)."""
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"peak_mb": max(_peak(), child) - below}
+    return {"peak_mb": _peak() - below + WORKERS * max(0.0, child - below)}

@@ -169,7 +169,14 @@ def _stored(
             ledger.add(more)
         return ledger.report()
 
-    told = [stage.method.learn, stage.method.name == "reward", stage.method.kwise, kind, renderer.identity()]
+    told = [
+        stage.method.learn,
+        stage.method.name == "reward",
+        METHODS[stage.method.name].leaves,
+        stage.method.kwise,
+        kind,
+        renderer.identity(),
+    ]
     told += [[asdict(part.dataset), part.split, part.limit, part.weight, part.identity()] for part in parts]
     return store.kept(store.key(*told), make)
 
@@ -303,8 +310,8 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
         found += 1
         prompt, chosen, learned = reply(pair.prompt, pair.chosen)
         _, rejected, other = reply(pair.prompt, pair.rejected)
-        if stage.method.name == "dpo" and not all((*learned, *other)):
-            why = "a reply holds what a tool said, which DPO would learn to say"
+        if METHODS[stage.method.name].leaves == "policy" and not all((*learned, *other)):
+            why = f"a reply holds what a tool said, which {stage.method.name} would learn to say"
             raise BadRow(
                 "tool turns in a reply", why, fix="method=reward, which only reads it, or rows that part after it"
             )

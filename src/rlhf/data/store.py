@@ -4,6 +4,7 @@ An entry is a folder `rlhf/<key>` beside the caches of `datasets`, renamed to it
 left has no name and goes; what lost a file or the end of one is made again. It may be deleted at any time.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -76,9 +77,14 @@ def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> tuple["datasets.D
             partial.mkdir()
             try:
                 told = make(partial)
-                sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-                (partial / DONE).write_text(json.dumps({"files": sizes, "told": told}))
+                written = {file.name: _digest(file) for file in sorted(partial.iterdir())}
+                (partial / DONE).write_text(json.dumps({"files": written, "told": told}))
                 partial.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                fix = f"free some, or set HF_DATASETS_CACHE to a folder on another disk (is {cache().parent})"
+                raise ResourceError(f"no space left on the disk of {cache()}\n  fix: {fix}") from error
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -90,10 +96,21 @@ def _told(folder: Path) -> dict[str, Any] | None:
     """What an entry tells, or None where it is not there or not whole."""
     try:
         done = json.loads((folder / DONE).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in done["files"].items())
+        whole = all(_digest(folder / name) == digest for name, digest in done["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return done["told"] if whole else None
+
+
+def _digest(file: Path) -> str:
+    """A hash of a file's bytes that is made at the speed of memory; against accidents, not against forgery."""
+    from xxhash import xxh3_128
+
+    digest = xxh3_128()
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _opened(folder: Path) -> "datasets.Dataset | None":

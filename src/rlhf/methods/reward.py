@@ -38,7 +38,8 @@ SIDES = ("chosen_ids", "rejected_ids")
 
 def joined(row: dict[str, Any]) -> dict[str, Any]:
     """A pair as TRL's reward model takes it: prompt and reply are one sequence."""
-    return row | {side: [*row["prompt_ids"], *row[side]] for side in SIDES}
+    margin = {"margin": row["margin"] or 0.0} if "margin" in row else {}  # of a mixture some parts may have none
+    return row | margin | {side: [*row["prompt_ids"], *row[side]] for side in SIDES}
 
 
 class PairCollator(DataCollatorForPreference):

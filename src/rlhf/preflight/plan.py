@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import GB, Dataset, Stage, compose_config, needs, split_batch, to_stage
-from rlhf.data import contract, folders, sources
+from rlhf.data import contract, folders, sources, store
 from rlhf.data.rows import BadRow, Row, cut
 from rlhf.errors import ConfigError
 from rlhf.methods import METHODS, Method
@@ -18,6 +18,8 @@ from rlhf.preflight.settings import check_settings
 from rlhf.preflight.sizes import Shape, shape_of
 
 COUNTED = 200e6  # bytes of local files that are read to count their rows: about a second
+PREPARING = 400 * 2**20  # bytes above the libraries that tokenizing takes, whatever the number of rows
+SPEED = 150_000  # tokens a second and process, half of the slowest measured
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ def lines(plan: Plan) -> Iterator[str]:
             yield f"reward   {source}: its size is not known here, and not counted below"
     counted = "counted when they are read" if rows is None else f"{rows:,} before any is dropped"
     yield f"rows     {counted}   {stage.dataset.path}"
+    if rows is not None:
+        disk, seconds, count = preparing(stage, rows)
+        took = f"{seconds / 60:,.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} s"
+        yield f"to read  at most {disk / GB:,.2f} GB of disk and {took} with {count} process(es), {PREPARING / GB:.1f} GB of memory"
     yield f"batch    {stage.batch_size} = {hardware.devices} device(s) x {micro} rows x {passes} passes"
     yield f"steps    {told}"
     total = "" if steps is None else f", {batch * work.length * steps:,} in all"
@@ -146,6 +152,17 @@ def lines(plan: Plan) -> Iterator[str]:
     verdict = "fits" if plan.fits else "does not fit"
     yield f"memory   {plan.gigabytes:.2f} GB in {plan.peak}: {verdict} hardware.memory_gb={hardware.memory_gb:g}"
     yield f"         estimated for rows of full length; {_checked(stage.method.name)}"
+
+
+def preparing(stage: Stage, rows: int) -> tuple[float, float, int]:
+    """Bytes of disk and seconds that tokenizing rows of full length takes at most, and in how many processes.
+
+    An id takes 4 bytes; a demonstration has labels too, a pair two replies, each with the prompt at most `dataset.max_length`; a prompt
+    has its text beside it. A process makes SPEED tokens a second (docs/benchmarks.md).
+    """
+    length, kind, count = stage.dataset.max_length, METHODS[stage.method.name].rows, store.processes(rows)
+    tokens = rows * {"demonstrations": length, "pairs": 2 * length, "prompts": stage.dataset.max_prompt_length}[kind]
+    return tokens * {"demonstrations": 8, "pairs": 4, "prompts": 16}[kind], tokens / (SPEED * count), count
 
 
 def _checked(name: str) -> str:
