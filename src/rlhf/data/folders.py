@@ -40,7 +40,7 @@ def open_path(dataset: Dataset, split: str) -> Rows:
     if split != "train":
         role = _role(dataset, split)
         key = f"dataset.splits.{role}"
-        fix = f"{setting(key, 'train[-5%:]')} {setting('dataset.splits.train', 'train[:-5%]')}, or {key}=null"
+        fix = f"{setting(key, 'train[-5%:]')} {setting('dataset.splits.train', 'train[:-5%]')}, or null"
         if role == "train":
             fix = "dataset.splits.train=train"
         raise DataError(f"dataset.path={path} is one file, whose split is called train, not `{split}`\n  fix: {fix}")

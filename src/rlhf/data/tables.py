@@ -29,7 +29,7 @@ class Table(Indexed):
         if b"\r" in raw.replace(b"\r\n", b"") and b"\n" not in raw:
             name = str(self.file.with_name(f"lines-{self.file.name}"))
             made, then = shlex.quote(name), setting("dataset.path", name)
-            fix = f"tr '\\r' '\\n' < {shlex.quote(str(self.file))} > {made}   # then {then}"
+            fix = f"tr '\\r' '\\n' > {made} < {shlex.quote(str(self.file))}   # then {then}"
             raise DataError(f"{self.file}: its lines end in carriage returns alone\n  fix: {fix}")
         first = stream.readline()
         byte = byte + len(first) if byte >= 0 else -1

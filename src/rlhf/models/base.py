@@ -134,7 +134,7 @@ def merge(base: Any, folder: Path) -> Any:
     from peft import PeftConfig, PeftModel
     from transformers import AutoTokenizer
 
-    key, fix = "model.path", "model.path=<its base>, or an adapter that can be merged"
+    key, fix = "model.path", "give model.path= its base, or an adapter that can be merged"
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:

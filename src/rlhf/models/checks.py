@@ -102,10 +102,10 @@ def check_stored(stage: Stage, stored: str) -> None:
     key, path = "model.path", stage.model.path
     if stored not in STORED.values():
         why = f"its weights are stored as {stored}, on which no method here trains"
-        raise Refusal(key, path, why, fix="model.path=<the weights that it was made from>")
+        raise Refusal(key, path, why, fix="give model.path= the weights that it was made from")
     if stage.adapter.name == "none":
         why = f"its weights are stored as {stored}, and adapter=none would train all of them"
-        fix = f"adapter=lora quantization={stored}, or model.path=<the weights that it was made from>"
+        fix = f"adapter=lora quantization={stored}, or give model.path= the weights that it was made from"
         raise Refusal(key, path, why, fix=fix)
     if stage.quantization.name != stored:
         why = f"its weights are stored as {stored}, and quantization={stage.quantization.name}"
