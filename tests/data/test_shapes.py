@@ -329,6 +329,9 @@ BAD = [
     ("demonstrations", {"messages": [ASK, {**SAY, "content": "\ud800"}]}, "half a character"),
     ("demonstrations", {"messages": [ASK, {**SAY, "weight": 0.5}]}, "weight of a turn"),
     ("demonstrations", {"messages": [{**ASK, "weight": 1}, SAY]}, "weight of a turn"),
+    ("demonstrations", {"messages": [ASK, {**SAY, "weight": 1, "train": False}]}, "weight of a turn"),
+    ("demonstrations", {"messages": [ASK, SAY], "label": 0.0}, "disliked"),
+    ("pairs", {"prompt": "When?", "chosen": "a", "rejected": "b", "margin": ""}, "not a margin"),
     ("demonstrations", {"messages": [ASK, {**SAY, "images": ["x.png"]}]}, "images of a turn"),
     ("demonstrations", {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, SAY]}, "not text"),
     (

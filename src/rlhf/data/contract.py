@@ -309,7 +309,7 @@ def dialogue(dataset: Dataset, row: Row) -> Dialogue:
 
 def _liked(label: Any, column: str) -> None:
     """Only what people liked is learned from rows with one reply and a thumb."""
-    value = {"true": True, "false": False, "1": True, "0": False}.get(str(label).lower())
+    value = {"true": True, "false": False, "1": True, "0": False}.get(str(label).lower().removesuffix(".0"))
     if value is None:
         raise BadRow("not a label", f"{column} must be true or false, found {short(label)}")
     if not value:
@@ -327,7 +327,8 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
         yield from _ranking(dataset, row)
         return
     asked, chosen, rejected = _split_pair(dataset, row)
-    margin = row.values.get(columns.get("margin", "")) or 0
+    margin = row.values.get(columns.get("margin", ""))
+    margin = 0 if margin is None else margin
     if not _number(margin):
         raise BadRow("not a margin", f"{columns['margin']} must be a number, found {short(margin)}")
     if chosen == rejected:

@@ -109,17 +109,17 @@ def _first(turn: dict[str, Any], keys: Sequence[str]) -> Any:
 
 def _weight(turn: dict[str, Any], role: str, column: str) -> bool | None:
     """Whether a turn says that it is to be learned."""
-    key = next((key for key in WEIGHTS if turn.get(key) is not None), None)
-    if key is None:
-        return None
-    if turn[key] not in (0, 1):
-        why = f"{column}: {key}={short(turn[key])} of a turn is neither 0 nor 1"
-        raise BadRow("weight of a turn", f"{why}; a turn is learned or not")
-    if turn[key] and role != "assistant":
-        raise BadRow(
-            "weight of a turn", f"{column}: {key}={turn[key]} on a {role} turn; only an assistant's is learned"
-        )
-    return bool(turn[key]) if role == "assistant" else None
+    said = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
+    for key, weight in said.items():
+        if weight not in (0, 1) or weight != next(iter(said.values())):
+            what = "is neither 0 nor 1" if weight not in (0, 1) else f"contradicts {next(iter(said))}"
+            raise BadRow(
+                "weight of a turn", f"{column}: {key}={short(weight)} of a turn {what}; a turn is learned or not"
+            )
+        if weight and role != "assistant":
+            why = f"{key}={weight} on a {role} turn; only an assistant's is learned"
+            raise BadRow("weight of a turn", f"{column}: {why}")
+    return bool(next(iter(said.values()))) if said and role == "assistant" else None
 
 
 def _joined(parts: list[Any], column: str) -> tuple[str, dict[str, Any]]:
