@@ -78,7 +78,8 @@ def _trained(given: list[str]) -> Iterator[Stage]:
     """One stage, or those of a sweep, whose runs lie in folders of their own."""
     flags = {"-m", "--multirun", "--cfg", "--resolve", "--help", "job"}
     sweep = {"-m", "--multirun"} & set(given)
-    settings = [argument.partition("=")[::2] for argument in given if argument not in flags]
+    own = [argument for argument in given if argument not in flags and not argument.startswith("hydra.sweep.")]
+    settings = [argument.partition("=")[::2] for argument in own]
     choices = [value.split(",") if sweep and value[:1] not in "[{" else [value] for _, value in settings]
     for values in product(*choices):
         stage = to_stage(compose_config([f"{key}={v}" for (key, _), v in zip(settings, values, strict=True)]))

@@ -29,6 +29,7 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    datasets.disable_caching()  # what a trainer maps goes to a temporary folder, not beside the rows that others read
 
 
 def return_freed_memory() -> None:

@@ -128,6 +128,14 @@ def test_what_is_not_whole_is_made_again(ready, how):
     assert make().ledger["train"]["cached"]
 
 
+def test_what_a_library_puts_beside_the_rows_is_not_read(ready):
+    make = ready(rows_of("sft", 20))
+    expected = make().train.to_list()
+    make().train.map(lambda row: {"input_ids": row["input_ids"][:1]})
+    (entries()[0] / "cache-1.arrow").write_bytes(b"no rows")
+    assert make().train.to_list() == expected and make().ledger["train"]["cached"]
+
+
 def test_what_a_killed_process_left_goes(ready):
     make = ready(rows_of("sft", 20))
     make()

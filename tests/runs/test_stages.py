@@ -173,7 +173,7 @@ def test_a_second_pipeline_skips_everything_and_a_changed_stage_runs_again(chain
     assert changed.returncode == 0, changed.stdout + changed.stderr
     assert (
         changed.stdout.count("is finished and unchanged") == 4
-        and "support/ppo runs again: config changed" in changed.stdout
+        and "support/ppo runs again: method.args.kl_coef 0.15 -> 0.2 changed" in changed.stdout
     )
     before = json.loads((root / "support/reward/run.json").read_text())
     before["id"] = "another"

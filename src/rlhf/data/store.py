@@ -114,11 +114,11 @@ def _digest(file: Path) -> str:
 
 
 def _opened(folder: Path) -> "datasets.Dataset | None":
-    """The rows of an entry, mapped into memory page by page as they are read."""
+    """The rows of an entry, mapped into memory page by page as they are read; `datasets` puts files of its own beside them."""
     import datasets
 
-    files = sorted(folder.glob("*.arrow"))
-    found = [datasets.Dataset.from_file(str(file)) for file in files]
+    files = sorted(json.loads((folder / DONE).read_text())["files"])
+    found = [datasets.Dataset.from_file(str(folder / name)) for name in files]
     return datasets.concatenate_datasets(found) if found else None
 
 

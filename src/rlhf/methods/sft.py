@@ -16,6 +16,13 @@ from rlhf.models.base import load_base
 from rlhf.models.checks import check_packing
 
 
+class TokenizedSFTTrainer(SFTTrainer):
+    """TRL's trainer on rows that are tokenized and cut already; it only packs them."""
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, *more):
+        return super()._prepare_dataset(dataset, processing_class, args, packing, *more) if packing else dataset
+
+
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> SFTTrainer:
     """A trainer of a new adapter on the base, or of all weights with adapter=none."""
     args = training_arguments(stage, data.eval is not None, max_length=stage.dataset.max_length)
@@ -26,4 +33,6 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> SFTTrainer:
     if args.packing or args.padding_free or args.eval_packing:
         check_packing(model)
     with trainable_kept_in_fp32(model):
-        return SFTTrainer(model, args, train_dataset=data.train, eval_dataset=data.eval, processing_class=tokenizer)
+        return TokenizedSFTTrainer(
+            model, args, train_dataset=data.train, eval_dataset=data.eval, processing_class=tokenizer
+        )

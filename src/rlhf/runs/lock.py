@@ -1,6 +1,7 @@
 """One writer a folder: a lock that ends with its process, however that ends."""
 
 import atexit
+import contextlib
 import errno
 import fcntl
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from rlhf.errors import ResourceError, StageError
 from rlhf.files import is_main, read_json
 
-_held: dict[Path, tuple[int, bool]] = {}  # by lock file: its handle, and whether its folder was made for it
+_held: dict[Path, tuple[int, list[Path]]] = {}  # by lock file: its handle, and the folders that were made for it
 
 
 def hold(folder: Path, command: str) -> None:
@@ -31,7 +32,7 @@ def hold(folder: Path, command: str) -> None:
     file = folder.with_name(f".lock-{folder.name}")
     if file in _held or not is_main():
         return
-    made = not file.parent.exists()
+    made = [place for place in file.parents if not place.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = _locked(file, folder)
     mine = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%F %T"), "command": command}
@@ -73,6 +74,7 @@ def release() -> None:
     for file, (handle, made) in _held.items():
         file.unlink(missing_ok=True)
         os.close(handle)
-        if made and not any(file.parent.iterdir()):
-            file.parent.rmdir()
+        for place in made:
+            with contextlib.suppress(OSError):  # it has got more in it
+                place.rmdir()
     _held.clear()
