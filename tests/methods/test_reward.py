@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from rlhf.methods.reward import RankingCollator, RankingTrainer, joined, rankings
+from rlhf.methods.reward import PairCollator, RankingCollator, RankingTrainer, joined, rankings
 
 PAD = 0
 
@@ -38,6 +38,10 @@ def _pairs(sizes, ties=()):
     return datasets.Dataset.from_list(rows)
 
 
+def _joined(pairs, side):
+    return [joined(pair)[f"{side}_ids"] for pair in pairs]
+
+
 def _trainer(tmp_path, model, center=None):
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -55,7 +59,7 @@ def _trainer(tmp_path, model, center=None):
 
 def _scores(model, pairs, side):
     with torch.no_grad():
-        return torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in joined(pairs)[f"{side}_ids"]])
+        return torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in _joined(pairs, side)])
 
 
 def _loss(trainer, pairs):
@@ -69,18 +73,18 @@ def test_a_ranking_reads_each_reply_once_and_keeps_every_pair():
     batch = RankingCollator(PAD)(list(rows))
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (7, 8)
     assert batch["weight"].tolist() == pytest.approx([1 / 6] * 5 + [1 / 3] * 3)
-    pairs = joined(_pairs([4, 3], ties=[(0, 1, 2)]))
+    pairs = _pairs([4, 3], ties=[(0, 1, 2)])
     for side in ("chosen", "rejected"):
         read = [batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist() for i in batch[side].tolist()]
-        assert read == pairs[f"{side}_ids"]
+        assert read == _joined(pairs, side)
 
 
 @pytest.mark.parametrize("center", [None, 0.1])
 def test_two_replies_give_the_pairwise_loss_of_trl(tmp_path, center):
-    from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+    from trl.trainer.reward_trainer import RewardTrainer
 
     trainer, pairs = _trainer(tmp_path, _model(), center), _pairs([2, 2, 2])
-    pairwise = RewardTrainer.compute_loss(trainer, trainer.model, DataCollatorForPreference(PAD)(list(joined(pairs))))
+    pairwise = RewardTrainer.compute_loss(trainer, trainer.model, PairCollator(PAD)(list(pairs)))
     assert _loss(trainer, pairs) == pytest.approx(float(pairwise), abs=1e-6)
 
 
