@@ -286,6 +286,11 @@ def _mapped(dataset: Dataset, kind: str) -> tuple[str, ...]:
     return form
 
 
+def _name(dataset: Dataset, role: str) -> str:
+    """The column of a role; empty where none is mapped."""
+    return dataset.columns.get(role) or ""
+
+
 def _cell(row: Row, column: str | None) -> Any:
     if column not in row.values:
         raise BadRow("no such column", f"{column} is not there, only {', '.join(map(str, row.values)) or 'nothing'}")
@@ -327,7 +332,7 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
         yield from _ranking(dataset, row)
         return
     asked, chosen, rejected = _split_pair(dataset, row)
-    margin = row.values.get(columns.get("margin", ""))
+    margin = row.values.get(_name(dataset, "margin"))
     margin = 0 if margin is None else margin
     if not _number(margin):
         raise BadRow("not a margin", f"{columns['margin']} must be a number, found {short(margin)}")
@@ -340,7 +345,7 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
 def prompt(dataset: Dataset, row: Row) -> Dialogue:
     """What a policy is asked to answer, ending in a user's turn or a tool's (for ppo and for evaluation)."""
     form, columns = _mapped(dataset, "prompts"), dataset.columns
-    if {"prompt", "chosen", "rejected"} <= set(columns) and turns.is_whole(row.values.get(columns["chosen"])):
+    if {"prompt", "chosen", "rejected"} <= set(columns) and turns.is_whole(row.values.get(_name(dataset, "chosen"))):
         return _split_pair(dataset, row)[0]
     if "prompt" in form:
         return _given(dataset, row, _asked(dataset, row), ("user", "tool"))
@@ -409,7 +414,7 @@ def _split_pair(dataset: Dataset, row: Row) -> tuple[Dialogue, Messages, Message
         whole = _given(dataset, row, asked, ("user", "tool"))
         for reply in replies:
             _checked([*whole.messages, *reply], ("assistant",))
-        return whole, *replies
+        return whole, replies[0], replies[1]
     both = [_given(dataset, row, _messages(dataset, row, role), ("assistant",)) for role in cells]
     chosen, rejected = (one.messages for one in both)
     asks = [
@@ -448,14 +453,14 @@ def _split_texts(chosen: str, rejected: str, names: str) -> tuple[Dialogue, Mess
     same = same[: same.rstrip().rfind(" ")] if " " in same.rstrip() and not same[-1:].isspace() else same.rstrip()
     if not same.strip():
         raise BadRow("no prompt", f"{names} have no beginning in common: {short(chosen)}")
-    replies = ([{"role": "assistant", "content": text(side[len(same) :], names)}] for side in (chosen, rejected))
-    return Dialogue([{"role": "user", "content": same}]), *replies
+    better, worse = ([{"role": "assistant", "content": text(side[len(same) :], names)}] for side in (chosen, rejected))
+    return Dialogue([{"role": "user", "content": same}]), better, worse
 
 
 def _given(dataset: Dataset, row: Row, messages: Messages, last: tuple[str, ...]) -> Dialogue:
     """Turns with what the row says beside them; raises BadRow where their order is wrong."""
     columns, values = dataset.columns, row.values
-    system = values.get(columns.get("system", ""))
+    system = values.get(_name(dataset, "system"))
     if isinstance(system, str) and system.strip():
         if messages[:1] and messages[0]["role"] == "system" and messages[0]["content"].strip() != system.strip():
             raise BadRow("two system turns", f"{columns['system']} and the first turn differ: {short(system)}")
@@ -466,8 +471,8 @@ def _given(dataset: Dataset, row: Row, messages: Messages, last: tuple[str, ...]
     messages = _checked(messages, last)
     if dataset.system is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": dataset.system}, *messages]
-    offered = turns.tools(values.get(columns.get("tools", "")), str(columns.get("tools")))
-    options = values.get(columns.get("chat_template_kwargs", ""))
+    offered = turns.tools(values.get(_name(dataset, "tools")), str(columns.get("tools")))
+    options = values.get(_name(dataset, "chat_template_kwargs"))
     options = turns.loaded(options)
     if not isinstance(options, dict | None):
         raise BadRow(
@@ -479,11 +484,11 @@ def _given(dataset: Dataset, row: Row, messages: Messages, last: tuple[str, ...]
 def _asked(dataset: Dataset, row: Row) -> Messages:
     """The prompt of a row, with its context below the last turn and its history above."""
     messages = _messages(dataset, row, "prompt")
-    context = row.values.get(dataset.columns.get("context", ""))
+    context = row.values.get(_name(dataset, "context"))
     if messages and isinstance(context, str) and context.strip():
         last = messages[-1]
         messages = [*messages[:-1], {**last, "content": f"{last['content']}\n\n{turns.unicode(context, 'context')}"}]
-    history = row.values.get(dataset.columns.get("history", "")) or []
+    history = row.values.get(_name(dataset, "history")) or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise BadRow("not a history", f"{dataset.columns['history']} must be a list of pairs, found {short(history)}")
     before = [

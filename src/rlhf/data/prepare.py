@@ -333,7 +333,7 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
             yield tokens, longest
     ledger.rankings += left > 0
     if "ranking" in stage.dataset.columns:
-        count = len(row.values[stage.dataset.columns["ranking"]])
+        count = len(row.values[str(stage.dataset.columns["ranking"])])
         ledger.ties += count * (count - 1) // 2 - found
 
 

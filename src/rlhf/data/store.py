@@ -44,9 +44,9 @@ class Stretch:
 
 def cache() -> Path:
     """Where entries lie."""
-    import datasets
+    from datasets import config
 
-    return Path(datasets.config.HF_DATASETS_CACHE) / "rlhf"
+    return Path(config.HF_DATASETS_CACHE) / "rlhf"
 
 
 def key(*follows_from: Any) -> str:
