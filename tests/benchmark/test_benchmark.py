@@ -120,5 +120,11 @@ def test_bad_arguments_are_refused_before_anything_runs(argument, message):
 
 def test_the_door_offers_every_size_part_and_field():
     own = get_type_hints(door_module("benchmark").Arguments)
-    assert get_args(own["size"]) == tuple(SIZES) and get_args(*get_args(own["parts"])) == (*PARTS, "support", "plan")
+    assert get_args(own["size"]) == tuple(SIZES) and get_args(*get_args(own["parts"])) == (
+        *PARTS,
+        "support",
+        "plan",
+        "data",
+        "rows",
+    )
     assert {field.name for field in fields(Size)} < set(own)

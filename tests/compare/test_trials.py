@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 
 import pytest
 
@@ -84,11 +85,12 @@ def test_a_recipe_without_both_arms_is_refused(tmp_path):
 
 def _trains(monkeypatch, fail=()):
     """Trials that take no time: what the door would leave is written, and a shell takes its place, with the exit code in `fail`."""
-    started, start = [], subprocess.run
+    started, start, one_at_a_time = [], subprocess.run, threading.Lock()  # Hydra composes in one thread
 
     def run(command, **options):
         overrides = [word for word in command[3:] if word != "run.overwrite=true"]
-        stage = to_stage(compose_config([command[2], *overrides]))
+        with one_at_a_time:
+            stage = to_stage(compose_config([command[2], *overrides]))
         started.append(stage.path.name)
         if stage.path.name in fail:
             return start(

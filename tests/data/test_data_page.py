@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from rlhf.config import REPO
-from rlhf.data import contract
+from rlhf.data import columns, contract
 from rlhf.methods import METHODS
 
 PAGE = (REPO / "docs/data.md").read_text()
@@ -35,7 +35,7 @@ def test_an_example_is_read_as_the_page_says(compose_stage, tmp_path, number):
         file.write_text(json.dumps(lines) if file.suffix == ".json" else rows)
     stage = compose_stage(*(word.replace(f"dataset.path={name}", f"dataset.path={file}") for word in words))
     kind = METHODS[stage.method.name].rows
-    found = contract.read(stage.dataset, "train", kind)
+    found = columns.read(stage.dataset, "train", kind)
     assert found.shape == shape
     make = {"demonstrations": contract.dialogue, "prompts": contract.prompt, "pairs": lambda *a: [*contract.pairs(*a)]}[
         kind

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf.data import contract
+from rlhf.data import columns, contract
 from rlhf.data.rows import BadRow
 from rlhf.errors import DataError
 
@@ -30,7 +30,7 @@ def read(compose_stage, tmp_path, preset, rows, kind=None, *settings, suffix=".j
     file.write_text(text or "".join(json.dumps(row) + "\n" for row in rows))
     dataset = compose_stage(f"dataset=local_{preset}", f"dataset.path={file}", "method=sft", *settings).dataset
     kind = kind or preset
-    found = contract.read(dataset, "train", kind)
+    found = columns.read(dataset, "train", kind)
     make = {"demonstrations": contract.dialogue, "prompts": contract.prompt}.get(kind)
     given = [make(found.dataset, row) if make else [*contract.pairs(found.dataset, row)] for row in found.rows]
     return found, given
@@ -65,6 +65,11 @@ DEMONSTRATIONS = {
         {"prompt": "When?", "response": [ASK, SAY]},
         "prompts and completions",
         [ASK, SAY],
+    ),
+    "the completion repeats the prompt without its system turn": (
+        {"prompt": [SYSTEM, ASK], "response": [ASK, SAY]},
+        "prompts and completions",
+        [SYSTEM, ASK, SAY],
     ),
     "calls beside a prompt": (
         {"prompt": [ASK], "completion": [CALLS, TOOL, SAY], "tools": TOOLS},
@@ -166,6 +171,13 @@ PAIRS = {
     "whole": ({"chosen": [ASK, SAY], "rejected": [ASK, NO]}, "pairs of whole dialogues", [ASK], [SAY], [NO]),
     "whole beside a prompt": (
         {"prompt": "When?", "chosen": [SYSTEM, ASK, SAY], "rejected": [SYSTEM, ASK, NO]},
+        "pairs",
+        [SYSTEM, ASK],
+        [SAY],
+        [NO],
+    ),
+    "whole beside a prompt that has a system turn": (
+        {"prompt": [SYSTEM, ASK], "chosen": [ASK, SAY], "rejected": [ASK, NO]},
         "pairs",
         [SYSTEM, ASK],
         [SAY],
@@ -348,6 +360,11 @@ BAD = [
     ("pairs", {"prompt": None, "chosen": "a", "rejected": "b"}, "not messages"),
     ("pairs", {"prompt": 5, "chosen": "a", "rejected": "b"}, "not messages"),
     ("pairs", {"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen equals rejected"),
+    (
+        "pairs",
+        {"prompt": [SYSTEM, ASK], "chosen": [{**SYSTEM, "content": "Be long."}, ASK, SAY], "rejected": [ASK, NO]},
+        "two system turns",
+    ),
     ("pairs", {"prompt": "Who?", "chosen": [ASK, SAY], "rejected": [ASK, NO]}, "prompts differ"),
     ("pairs", {"prompt": "When?", "chosen": [ASK, SAY, ASK, SAY], "rejected": [ASK, NO]}, "prompts differ"),
     ("pairs", {"prompt": "When?", "chosen": "a", "rejected": "b", "margin": float("nan")}, "not a margin"),
@@ -365,7 +382,7 @@ def test_one_bad_row_is_named_and_never_more(compose_stage, tmp_path, preset, ro
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in (good, row, good)))
     dataset = compose_stage(f"dataset=local_{preset}", f"dataset.path={file}").dataset
-    found = contract.read(dataset, "train", preset)
+    found = columns.read(dataset, "train", preset)
     seen = []
     for each in found.rows:
         try:
@@ -388,7 +405,7 @@ def test_a_number_that_is_none_orders_nothing(compose_stage, tmp_path, role, num
     file.write_text("".join(json.dumps(row) + "\n" for row in (good, good | {role: numbers})))
     settings = ["+dataset.columns.ranking=replies", f"+dataset.columns.{role}={role}"]
     dataset = compose_stage("dataset=local_pairs", f"dataset.path={file}", *settings).dataset
-    found = contract.read(dataset, "train", "pairs")
+    found = columns.read(dataset, "train", "pairs")
     rows = list(found.rows)
     assert len(list(contract.pairs(found.dataset, rows[0]))) == 3
     with pytest.raises(BadRow, match="must hold 3 numbers"):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rlhf.config import compose_config, to_stage
-from rlhf.data import contract, sources
+from rlhf.data import columns, sources
 from rlhf.data.prepare import Ledger
 from rlhf.data.rows import BadRow
 from rlhf.data.sources import fingerprint, read
@@ -167,7 +167,7 @@ def test_a_bad_line_is_dropped_and_counted_or_stops_with_its_line(compose_stage,
     (tmp_path / "train.jsonl").write_text("no JSON\n" + "".join(json.dumps(row) + "\n" for row in ROWS) + "[1]\n")
     for given, bad_rows in (("drop", "drop"), ("error", "error")):
         ledger, dataset = Ledger(), compose_stage(f"dataset.path={tmp_path}", f"dataset.bad_rows={given}").dataset
-        _, _, first, rows, _ = contract.read(dataset, "train", "demonstrations")
+        _, _, first, rows, _ = columns.read(dataset, "train", "demonstrations")
         assert first.values == ROWS[0]
         try:
             for row in rows:

@@ -41,7 +41,9 @@ def test_two_ids_end_a_reply_in_training_evaluation_and_chat(workshop, stage_of,
     metrics = trainer.evaluate()
     assert metrics["eval_objective/eos_rate"] == sum(sample["ended"] for sample in samples) / 8 > 0
     assert metrics["eval_objective/length"] == sum(sample["length"] for sample in samples) / 8 < LIMIT
-    speaker = Speaker("policy", policy(), workshop.tokenizer, SimpleNamespace(prompt=lambda messages: messages))
+    speaker = Speaker(
+        "policy", policy(), workshop.tokenizer, SimpleNamespace(prompt=lambda dialogue: dialogue.messages)
+    )
     for prompt, ids in zip(prompts, wanted, strict=True):
         said = "".join(speaker.answer(prompt, 0.0, LIMIT))
         assert said == workshop.tokenizer.decode([i for i in ids if i != second], skip_special_tokens=True)

@@ -72,7 +72,7 @@ def test_whole_models_and_rules_judge(workshop, folders, stage_of, tmp_path):
     [
         (
             "bert",
-            r"judge=reward:\S*bert: has 3 labels, and none is chosen\n  allowed: .*\n  fix: judge=reward:.*bert#positive",
+            r"judge=reward:\S*bert: has 3 labels, and none is chosen\n  allowed: .*\n  fix: 'judge=reward:.*bert#positive'",
         ),
         ("bert#positiv", "bert#positiv is none of them; did you mean positive"),
         ("second#positive", "has no labels to choose from"),

@@ -4,32 +4,20 @@ Roles a dataset may map: `messages`; `prompt`, `completion`; `prompt`, `chosen`,
 dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties) or `scores` (the highest is best);
 `text`. Beside a prompt `context`, a passage that is put after it unless it is empty, and `history`, pairs of turns before it; beside
 a ranking `truth`, the annotator's true scores of its replies; beside a pair `margin`; beside a reply `label`, whether people liked it;
-beside any dialogue `system`, `tools` and `chat_template_kwargs`. What is not mapped is found out from the rows (`settle`).
+beside any dialogue `system`, `tools` and `chat_template_kwargs`. What is not mapped, `rlhf.data.columns` finds out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, combinations, islice
+from itertools import combinations
 from math import isfinite
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlhf.config import Dataset
-from rlhf.data import shapes, sources, turns
-from rlhf.data.rows import BadRow, Row, Rows
+from rlhf.data import turns
+from rlhf.data.rows import BadRow, Row
 from rlhf.data.turns import Messages, short, text
-from rlhf.errors import DataError, nearest
-from rlhf.shell import setting
-
-ALONGSIDE = ("system", "tools", "chat_template_kwargs")
-TURNS = ("messages", "prompt", "context", "history", "completion", "label", "chosen", "rejected", "margin")
-TURNS += ("ranking", "ranks", "scores", "truth", *ALONGSIDE)
-ROLES = {
-    "chat": TURNS,
-    "transcript": TURNS,
-    "plain": (*TURNS, "text"),
-    "tree": ("prompt", "ranking", "ranks"),
-}
 
 # what each kind of row is read from: the first form whose roles are all mapped, and beside it what else is mapped
 FORMS = {
@@ -37,15 +25,7 @@ FORMS = {
     "pairs": (("prompt", "ranking"), ("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "prompts": (("prompt",), ("messages",), ("chosen", "rejected")),
 }
-BESIDE = {
-    "prompt": ("context", "history", *ALONGSIDE),
-    "messages": ("label", *ALONGSIDE),
-    "completion": ("label",),
-    "chosen": ("margin", *ALONGSIDE),
-    "ranking": ("ranks", "scores", "truth"),
-}
-FOUND = ("history", "label", "margin", *ALONGSIDE)  # columns of these names are read although nobody mapped them
-LOOKED_AT = 20  # first rows, by which a shape is judged
+THUMBS = {"true": True, "false": False, "1": True, "0": False}
 
 
 @dataclass(frozen=True)
@@ -77,210 +57,13 @@ class Pair:
     margin: float | None = None
 
 
-class Read(NamedTuple):
-    """Rows of a split; `dataset` has the columns that they turned out to have, `shape` says in words how they are read."""
-
-    dataset: Dataset
-    shape: str
-    first: Row | None
-    rows: Iterator[Row]
-    source: Rows
-
-
-def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = None, weight: float = 1.0) -> Read:
-    """The rows of a split, read `weight` times, with the first of them that can be read, None if there is none.
-
-    Raises:
-        DataError: no split, a role or a column that is not there, or rows that give no `kind` (demonstrations, pairs, prompts).
-    """
-    if split is None:
-        raise DataError("dataset.splits.train=null: there is nothing to train on\n  fix: dataset.splits.train=train")
-    source = sources.Part(dataset, split, weight).open()
-    rows = source.read(0, limit)
-    ahead = list(islice(rows, LOOKED_AT))
-    good = [row for row in ahead if row.bad is None]
-    settled, shape = settle(dataset, good, kind)
-    if dataset.bad_rows == "error" and len(good) > 1:
-        _refuse_all(settled, good, kind)
-    return Read(settled, shape, good[0] if good else None, chain(ahead, rows), source)
-
-
-def settle(dataset: Dataset, rows: Sequence[Row], kind: str) -> tuple[Dataset, str]:
-    """The dataset with the columns that its first rows have, and in words how they are read.
-
-    A role that is mapped to a column of its own name, as the presets of local files do, is left out where there is no such column. If
-    what remains gives no `kind`, the shape is found out from the rows. A role that is mapped to another name stands as it was said.
-
-    Raises:
-        DataError: a role that is none, a column that is not there, no shape that fits, or several.
-    """
-    known, mapped = (
-        ROLES[dataset.format],
-        {role: column for role, column in dataset.columns.items() if column is not None},
-    )
-    for role, column in mapped.items():
-        if role not in known:
-            hint = f"{nearest(role, known)}\n  allowed: {', '.join(known)}"
-            hint += "\n  fix: dataset.format=plain, for text without turns" if role == "text" else ""
-            raise DataError(f"dataset.columns.{role}={column}: not a role of dataset.format={dataset.format}{hint}")
-    if mapped.get("ranks") in shapes.SCORES:
-        why = "ranks are 0 for the best, and a column of that name has a high number for the best"
-        fix = f"'~dataset.columns.ranks' +dataset.columns.scores={mapped['ranks']}"
-        raise DataError(f"dataset.columns.ranks={mapped['ranks']}: {why}\n  fix: {fix}")
-    held = shapes.values([row.values for row in rows])
-    there = {role: column for role, column in mapped.items() if column in held or column != role or not rows}
-    form, name = _form(there, kind), ""
-    guess = dataset.format == "chat" or (dataset.format == "plain" and (form is not None or not there))
-    if rows and guess and (form is None or _lacks_prompt(form, there, held)):
-        form, name, there, dataset = _found_out(dataset, rows, kind, form, there, held)
-    if form is None:
-        if (whole := _form(mapped, kind)) is not None:
-            _no_such_columns(dataset, [role for role in whole if role not in there], mapped, rows)
-        needed = ", or ".join(" and ".join(form) for form in FORMS[kind])
-        raise DataError(f"dataset.columns={dict(mapped)}: gives no {kind}\n  allowed: {needed}")
-    beside = {role for first in form for role in BESIDE.get(first, ())}
-    if dataset.format in ("chat", "plain"):
-        for role in FOUND:
-            if role in beside and role in known and role not in dataset.columns and _speaks(role, held.get(role, ())):
-                there[role] = role
-    if "ranking" in form and not {"ranks", "scores"} & set(there):
-        there |= {role: role for role in ("ranks", "scores") if role in held and role not in dataset.columns}
-    used = [*form, *(role for role in there if role in beside and role not in form)]
-    _no_such_columns(dataset, [role for role in used if role not in BESIDE or role in there], there, rows)
-    more = [role for role in used if role in (*FOUND, "context", "ranks", "scores")]
-    name = name or _called(form, there, held)
-    return replace(dataset, columns=there), name + (f" with {', '.join(more)}" if more else "")
-
-
-def _found_out(
-    dataset: Dataset,
-    rows: Sequence[Row],
-    kind: str,
-    form: tuple[str, ...] | None,
-    there: dict[str, str],
-    held: shapes.Values,
-) -> tuple[tuple[str, ...] | None, str, dict[str, str], Dataset]:
-    """The one public shape that the rows have; what was settled so far where they have none."""
-    flat = rows[0].flat
-    found = shapes.shapes(
-        {name: [turns.unfolded(v) for v in cells] for name, cells in held.items()} if flat else held, kind
-    )
-    found = [
-        shape for shape in found if all(shape.columns.get(role, column) == column for role, column in there.items())
-    ] or found
-    if len(found) > 1:
-        listed = "; ".join(f"{shape.name}: {_mapping(shape.columns, dataset)}" for shape in found)
-        place = rows[0].where.rpartition(":")[0]
-        raise DataError(f"{place} can be read in {len(found)} ways\n  say which, with one of these: {listed}")
-    if found:
-        columns = there | found[0].columns
-        return _form(columns, kind), found[0].name, columns, dataset
-    chosen = there.get("chosen", "chosen")
-    if kind != "demonstrations" and form is not None and _texts(held.get(chosen, ())):
-        if markers := shapes.transcript(held[chosen]):
-            return form, "pairs of transcripts", there, replace(dataset, format="transcript", markers=markers)
-        if dataset.format == "plain":
-            return form, "pairs of texts that begin alike", there, dataset
-        why = "two texts of which no column holds the prompt"
-        fix = "dataset.format=plain, which takes what both begin with, or +dataset.columns.prompt= the column that asks"
-        raise DataError(f"{rows[0].where}: {chosen} and {there['rejected']} are {why}\n  fix: {fix}")
-    if kind == "demonstrations" and _texts(held.get("text", ())) and dataset.format == "chat":
-        why = f"the rows of {rows[0].where.rpartition(':')[0]} are texts without turns"
-        raise DataError(f"dataset.format=chat: {why}\n  fix: dataset.format=plain +dataset.columns.text=text")
-    if kind == "pairs" and any(isinstance(value, bool) for value in held.get("label", ())):
-        why = "thumbs up and down, each for one reply, are no pairs"
-        raise DataError(f"{rows[0].where}: {why}\n  fix: method=sft, which learns the replies that people liked")
-    return form, "", there, dataset
-
-
-def _mapping(columns: dict[str, str], dataset: Dataset) -> str:
-    """Overrides that map these columns and no others, to be pasted."""
-    gone = [f"'~dataset.columns.{role}'" for role in dataset.columns if role not in columns]
-    put = [
-        setting(("" if role in dataset.columns else "+") + f"dataset.columns.{role}", c) for role, c in columns.items()
-    ]
-    return " ".join([*gone, *put])
-
-
-def _lacks_prompt(form: tuple[str, ...], there: dict[str, str], held: shapes.Values) -> bool:
-    if form != ("chosen", "rejected"):
-        return False
-    return not any(turns.is_whole(turns.unfolded(value)) for value in held.get(there["chosen"], ()))
-
-
-def _speaks(role: str, cells: Sequence[Any]) -> bool:
-    """Whether a column that nobody mapped says what its name promises: a `label` may be a class, a `system` a number."""
-    if role == "label":
-        return (
-            bool(cells)
-            and all(value in (0, 1, "true", "false", "True", "False") for value in cells if not isinstance(value, list))
-            and not any(isinstance(value, list) for value in cells)
-        )
-    if role == "margin":
-        return any(_number(value) for value in cells)
-    kinds = {"system": str, "tools": (str, list, dict), "chat_template_kwargs": (str, dict), "history": list}
-    return any(value and isinstance(value, kinds[role]) for value in cells)
-
-
-def _called(form: tuple[str, ...], there: dict[str, str], held: shapes.Values) -> str:
-    column = there[form[-1] if form[0] == "prompt" and len(form) == 1 else form[0]]
-    cells = [value for value in held.get(column, ()) if isinstance(value, list)]
-    foreign = any(isinstance(turn, dict) and "from" in turn for value in cells for turn in value)
-    names = {
-        ("text",): "texts",
-        ("messages",): "dialogues",
-        ("prompt", "completion"): "prompts and completions",
-        ("prompt", "ranking"): "rankings",
-        ("prompt", "chosen", "rejected"): "pairs",
-        ("chosen", "rejected"): "pairs of whole dialogues",
-        ("prompt",): "prompts",
-    }
-    return ("ShareGPT " if foreign else "") + names[form]
-
-
-def _texts(cells: Sequence[Any]) -> bool:
-    return bool(cells) and all(isinstance(value, str) for value in cells)
-
-
-def _refuse_all(dataset: Dataset, rows: Sequence[Row], kind: str) -> None:
-    """Refuse rows that all break in one way: leaving them out would leave nothing."""
-    reasons = []
-    for row in rows:
-        try:
-            made = {"demonstrations": dialogue, "pairs": lambda *a: list(pairs(*a)), "prompts": prompt}[kind](
-                dataset, row
-            )
-            if made or not isinstance(made, list):
-                return
-        except BadRow as bad:
-            reasons.append(bad)
-    if reasons and len({bad.reason for bad in reasons}) == 1:
-        fix = reasons[0].fix or f"map the columns that the rows have, which are {', '.join(map(str, rows[0].values))}"
-        what = f"{rows[0].where}: {reasons[0]}\n  and so are all of the first {len(rows)} rows"
-        raise DataError(f"{what}\n  fix: {fix}")
-
-
-def check_columns(dataset: Dataset, roles: Iterable[str], rows: Sequence[Row]) -> None:
-    """Raise a DataError where none of `rows`, if there are any, has the column of one of `roles`."""
-    _no_such_columns(dataset, [role for role in roles if dataset.columns.get(role) != role], dataset.columns, rows)
-
-
-def _no_such_columns(dataset: Dataset, roles: Iterable[str], columns: dict[str, Any], rows: Sequence[Row]) -> None:
-    there = list(dict.fromkeys(str(name) for row in rows for name in row.values))
-    for role in roles:
-        column = columns.get(role)
-        if rows and column is not None and column not in there:
-            hint = f"{nearest(column, there)}\n  allowed: {', '.join(there)}"
-            place = rows[0].where.rpartition(":")[0]
-            raise DataError(f"dataset.columns.{role}={column}: not a column of {place}{hint}")
-
-
-def _form(columns: dict[str, str], kind: str) -> tuple[str, ...] | None:
+def form_of(columns: Mapping[str, str | None], kind: str) -> tuple[str, ...] | None:
+    """The first form of `kind` whose roles are all mapped."""
     return next((form for form in FORMS[kind] if set(form) <= set(columns)), None)
 
 
 def _mapped(dataset: Dataset, kind: str) -> tuple[str, ...]:
-    form = _form(dataset.columns, kind)  # pyright: ignore[reportArgumentType]
+    form = form_of(dataset.columns, kind)
     if form is None:
         raise BadRow("no such column", f"dataset.columns={dict(dataset.columns)} gives no {kind}")
     return form
@@ -314,15 +97,11 @@ def dialogue(dataset: Dataset, row: Row) -> Dialogue:
 
 def _liked(label: Any, column: str) -> None:
     """Only what people liked is learned from rows with one reply and a thumb."""
-    value = {"true": True, "false": False, "1": True, "0": False}.get(str(label).lower().removesuffix(".0"))
+    value = THUMBS.get(str(label).lower().removesuffix(".0"))
     if value is None:
         raise BadRow("not a label", f"{column} must be true or false, found {short(label)}")
     if not value:
-        raise BadRow(
-            "disliked",
-            f"{column} is false: people disliked the reply",
-            fix="dataset.bad_rows=drop, which leaves out what people disliked",
-        )
+        raise BadRow("disliked", f"{column} is false: people disliked the reply", fix="dataset.bad_rows=drop")
 
 
 def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
@@ -334,7 +113,7 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
     asked, chosen, rejected = _split_pair(dataset, row)
     margin = row.values.get(_name(dataset, "margin"))
     margin = 0 if margin is None else margin
-    if not _number(margin):
+    if not is_number(margin):
         raise BadRow("not a margin", f"{columns['margin']} must be a number, found {short(margin)}")
     if chosen == rejected:
         both = f"{columns['chosen']} and {columns['rejected']}"
@@ -345,7 +124,8 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
 def prompt(dataset: Dataset, row: Row) -> Dialogue:
     """What a policy is asked to answer, ending in a user's turn or a tool's (for ppo and for evaluation)."""
     form, columns = _mapped(dataset, "prompts"), dataset.columns
-    if {"prompt", "chosen", "rejected"} <= set(columns) and turns.is_whole(row.values.get(_name(dataset, "chosen"))):
+    whole = {"prompt", "chosen", "rejected"} <= set(columns) and columns["chosen"] in row.values
+    if whole and turns.is_whole(_cell(row, columns["chosen"])):  # it may say more than the prompt beside it
         return _split_pair(dataset, row)[0]
     if "prompt" in form:
         return _given(dataset, row, _asked(dataset, row), ("user", "tool"))
@@ -376,7 +156,7 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
     for role, given in numbers.items():
         if given is None and role not in columns:
             continue
-        if not isinstance(given, list) or len(given) != len(replies) or not all(map(_number, given)):
+        if not isinstance(given, list) or len(given) != len(replies) or not all(map(is_number, given)):
             found = f"{len(replies)} numbers, found {short(given)}"
             raise BadRow("not a ranking", f"{columns[role]} must hold {found}")
     ranks, truth = numbers["ranks"] or list(range(len(replies))), numbers["truth"]
@@ -394,7 +174,8 @@ def _ranking(dataset: Dataset, row: Row) -> Iterator[Pair]:
         yield Pair(asked, messages[best], messages[worst], margin, k=len(replies))
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value orders others: no truth value, nothing infinite, not NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
@@ -415,7 +196,10 @@ def _split_pair(dataset: Dataset, row: Row) -> tuple[Dialogue, Messages, Message
         for reply in replies:
             _checked([*whole.messages, *reply], ("assistant",))
         return whole, replies[0], replies[1]
-    both = [_given(dataset, row, _messages(dataset, row, role), ("assistant",)) for role in cells]
+    both = [
+        _given(dataset, row, _with_system(asked, _messages(dataset, row, role), names), ("assistant",))
+        for role in cells
+    ]
     chosen, rejected = (one.messages for one in both)
     asks = [
         max((i + 1 for i, turn in enumerate(one) if turn["role"] == "user"), default=0) for one in (chosen, rejected)
@@ -445,6 +229,14 @@ def _begins(whole: Messages, asked: Messages) -> bool:
     return [turn["content"].strip() for turn in bare[0][: len(bare[1])]] == [
         turn["content"].strip() for turn in bare[1]
     ]
+
+
+def _with_system(asked: Messages, whole: Messages, column: str) -> Messages:
+    """A whole dialogue with the system turn of the prompt beside it, where that has one."""
+    first = [turn for side in (asked, whole) for turn in side[:1] if turn["role"] == "system"]
+    if len(first) == 2 and first[0]["content"].strip() != first[1]["content"].strip():
+        raise BadRow("two system turns", f"{column} and the prompt differ: {short(first[0]['content'])}")
+    return whole if not first or whole[:1] == first[-1:] else [first[0], *whole]
 
 
 def _split_texts(chosen: str, rejected: str, names: str) -> tuple[Dialogue, Messages, Messages]:
@@ -538,7 +330,7 @@ def _continued(asked: Messages, reply: Messages, column: str) -> Messages:
         return [*asked, *reply]
     if not _begins(reply, asked):
         raise BadRow("prompts differ", f"{column} answers {short(reply[0]['content'])}, and not the prompt")
-    return reply
+    return _with_system(asked, reply, column)
 
 
 def _transcript(dataset: Dataset, value: str, column: str) -> Messages:

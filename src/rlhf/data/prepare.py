@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Dataset, Stage
-from rlhf.data import contract, sources, store
+from rlhf.data import columns, contract, sources, store
 from rlhf.data.contract import BadRow
 from rlhf.data.rows import Row, Rows
 from rlhf.data.tokens import Renderer
@@ -115,7 +115,7 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     if splits.test is None or "test" in opened:  # also those that this stage does not read, where all splits are known
         for part in sources.parts(dataset, "train"):
             read = [one for parts in opened.values() for one in parts if one.dataset.path == part.dataset.path]
-            contract.check_columns(part.dataset, part.dataset.columns, [one.first for one in read if one.first])
+            columns.check_columns(part.dataset, part.dataset.columns, [one.first for one in read if one.first])
     built: dict[str, datasets.Dataset] = {}
     reports: dict[str, dict[str, Any]] = {}
     for role in ("train", "eval"):
@@ -223,10 +223,10 @@ def _open(stage: Stage, role: str, kind: str, limit: int | None = None) -> list[
     limit = min((n for n in (limit, stage.debug.rows) if n is not None), default=None)
     parts, found = sources.parts(stage.dataset, role), []
     if not parts:
-        contract.read(stage.dataset, None, kind)  # refuses
+        columns.read(stage.dataset, None, kind)  # refuses
     for number, part in enumerate(parts):
         share = None if limit is None else limit // len(parts) + (number < limit % len(parts))
-        read = contract.read(part.dataset, part.split, kind, share, part.weight)
+        read = columns.read(part.dataset, part.split, kind, share, part.weight)
         found.append(Opened(read.dataset, part.split, part.weight, share, read.first, read.shape, read.source))
     return found
 

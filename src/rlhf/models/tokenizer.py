@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Model, Stage, template_file
-from rlhf.data import contract, sources
+from rlhf.data import columns, contract, sources
 from rlhf.data.prepare import Ledger
 from rlhf.data.tokens import Renderer
 from rlhf.errors import Refusal, nearest
@@ -114,7 +114,7 @@ def _trained(stage: Stage) -> "PreTrainedTokenizerBase":
 def _texts(stage: Stage, special: list[str]) -> Iterable[str]:
     ledger = Ledger()  # what is dropped here is dropped, and told, when the rows are prepared
     for part in sources.parts(stage.dataset, "train"):
-        found = contract.read(part.dataset, part.split, "demonstrations", stage.debug.rows)
+        found = columns.read(part.dataset, part.split, "demonstrations", stage.debug.rows)
         for row in found.rows:
             with ledger.account(row, part.dataset.bad_rows):
                 for message in contract.dialogue(found.dataset, row).messages:

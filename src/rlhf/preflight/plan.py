@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import GB, Dataset, Stage, compose_config, needs, split_batch, to_stage
-from rlhf.data import contract, folders, sources, store
+from rlhf.data import columns, contract, folders, sources, store
 from rlhf.data.rows import BadRow, Row, cut
 from rlhf.errors import ConfigError
 from rlhf.methods import METHODS, Method
@@ -67,7 +67,7 @@ def count_rows(stage: Stage) -> int | None:
     None where only a download can tell. Raises DataError when a local dataset is not there or cannot be read.
     """
     if stage.dataset.splits.train is None:
-        contract.read(stage.dataset, None, METHODS[stage.method.name].rows)  # refuses
+        columns.read(stage.dataset, None, METHODS[stage.method.name].rows)  # refuses
     counts = [_count(stage, part) for part in sources.parts(stage.dataset, "train")]
     return None if None in counts else sum(count or 0 for count in counts)
 
@@ -83,7 +83,7 @@ def _count(stage: Stage, part: sources.Part) -> int | None:
         found = folders.files(Path(dataset.path).expanduser())
         if sum(file.stat().st_size for file in found) > COUNTED:
             return None
-    dataset = contract.read(dataset, part.split, kind).dataset  # refuses columns that are not there
+    dataset = columns.read(dataset, part.split, kind).dataset  # refuses columns that are not there
     rows = part.open()
     if kind == "pairs" and not stage.method.kwise:
         return sum(_pairs(dataset, row) for row in rows.read(0, most))
@@ -144,11 +144,11 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"steps    {told}"
     total = "" if steps is None else f", {batch * work.length * steps:,} in all"
     yield f"tokens   at most {batch * work.length:,} a step: {batch} sequences of {work.length}{total}\n"
-    columns = plan.moments.values()
-    parts = dict.fromkeys(part for moment in columns for part in moment)
+    moments = plan.moments.values()
+    parts = dict.fromkeys(part for moment in moments for part in moment)
     table = [["GB (2^30 bytes)", *plan.moments]]
-    table += [[part, *(f"{moment[part] / GB:.3f}" if part in moment else "" for moment in columns)] for part in parts]
-    yield grid([*table, ["total", *(f"{sum(moment.values()) / GB:.3f}" for moment in columns)]]) + "\n"
+    table += [[part, *(f"{moment[part] / GB:.3f}" if part in moment else "" for moment in moments)] for part in parts]
+    yield grid([*table, ["total", *(f"{sum(moment.values()) / GB:.3f}" for moment in moments)]]) + "\n"
     verdict = "fits" if plan.fits else "does not fit"
     yield f"memory   {plan.gigabytes:.2f} GB in {plan.peak}: {verdict} hardware.memory_gb={hardware.memory_gb:g}"
     yield f"         estimated for rows of full length; {_checked(stage.method.name)}"
