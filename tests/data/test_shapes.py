@@ -262,9 +262,9 @@ def test_texts_that_begin_alike_are_pairs_in_plain_format(compose_stage, tmp_pat
 def test_a_ranking_says_whether_low_or_high_is_best(compose_stage, tmp_path, role, numbers):
     rows = [{"prompt": "When?", "responses": ["b", "a", "c"], role: numbers}]
     found, (pairs,) = read(compose_stage, tmp_path, "pairs", rows)
-    assert found.shape == f"rankings by {role} with {role}"
+    assert found.shape == f"rankings with {role}"
     assert [(p.chosen[0]["content"], p.rejected[0]["content"]) for p in pairs] == [("a", "b"), ("b", "c"), ("a", "c")]
-    with pytest.raises(DataError, match=r"fix: '~dataset.columns.ranks' \+dataset.columns.scores=scores"):
+    with pytest.raises(DataError, match=r"fix: dataset.columns.ranks=null \+dataset.columns.scores=scores"):
         settings = ("+dataset.columns.ranking=responses", "+dataset.columns.ranks=scores")
         read(compose_stage, tmp_path, "pairs", [{"prompt": "p", "responses": [], "scores": []}], None, *settings)
 
@@ -284,7 +284,7 @@ def test_two_shapes_that_fit_are_told_with_what_decides(compose_stage, tmp_path)
     said = str(caught.value)
     assert "can be read in 2 ways" in said
     for reply, learned in (("answer", "At nine."), ("response", "Soon.")):
-        fix = f"'~dataset.columns.messages' +dataset.columns.prompt=question +dataset.columns.completion={reply}"
+        fix = f"dataset.columns.messages=null +dataset.columns.prompt=question +dataset.columns.completion={reply}"
         assert fix in said
         pasted = [word.strip("'") for word in fix.split()]
         _, (given,) = read(compose_stage, tmp_path, "demonstrations", rows, None, *pasted)
@@ -295,7 +295,7 @@ def test_own_names_beside_a_preset(compose_stage, tmp_path):
     rows = [{"frage": "When?", "antwort": "At nine."}]
     for mapping in (
         ["dataset.columns={prompt: frage, completion: antwort}"],
-        ["~dataset.columns.messages", "+dataset.columns.prompt=frage", "+dataset.columns.completion=antwort"],
+        ["dataset.columns.messages=null", "+dataset.columns.prompt=frage", "+dataset.columns.completion=antwort"],
     ):
         _, (given,) = read(compose_stage, tmp_path, "demonstrations", rows, None, *mapping)
         assert given.messages == [ASK, SAY]

@@ -80,7 +80,7 @@ def settle(dataset: Dataset, rows: Sequence[Row], kind: str) -> tuple[Dataset, s
             raise DataError(f"dataset.columns.{role}={column}: not a role of dataset.format={dataset.format}{hint}")
     if mapped.get("ranks") in shapes.SCORES:
         why = "ranks are 0 for the best, and a column of that name has a high number for the best"
-        fix = f"'~dataset.columns.ranks' +dataset.columns.scores={mapped['ranks']}"
+        fix = f"dataset.columns.ranks=null +dataset.columns.scores={mapped['ranks']}"
         raise DataError(f"dataset.columns.ranks={mapped['ranks']}: {why}\n  fix: {fix}")
     held = shapes.values([row.values for row in rows])
     there = {role: column for role, column in mapped.items() if column in held or column != role or not rows}
@@ -150,7 +150,7 @@ def _found_out(
 
 def _mapping(columns: dict[str, str], dataset: Dataset) -> str:
     """Overrides that map these columns and no others, to be pasted."""
-    gone = [f"'~dataset.columns.{role}'" for role in dataset.columns if role not in columns]
+    gone = [f"dataset.columns.{role}=null" for role in dataset.columns if role not in columns]
     put = [
         setting(("" if role in dataset.columns else "+") + f"dataset.columns.{role}", c) for role, c in columns.items()
     ]

@@ -81,9 +81,7 @@ def _pairs(held: Values) -> Iterator[Shape]:
                 for role, names in (("ranks", RANKS), ("scores", SCORES)):
                     for name in names:
                         if any(isinstance(value, list) for value in held.get(name, ())):
-                            yield Shape(
-                                f"rankings by {role}", {"prompt": ask, **beside, "ranking": ranking, role: name}
-                            )
+                            yield Shape("rankings", {"prompt": ask, **beside, "ranking": ranking, role: name})
 
 
 def _prompts(held: Values) -> Iterator[Shape]:
