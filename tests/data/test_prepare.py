@@ -16,6 +16,7 @@ from rlhf.data import store
 from rlhf.data.prepare import prepare
 from rlhf.errors import DataError, Refusal, ResourceError
 from rlhf.models.tokenizer import load_tokenizer, renderer
+from rlhf.output.console import header
 
 SETTINGS = ("model=support_scratch", "adapter=none", "quantization=none", "dataset.splits={eval: null, test: null}")
 
@@ -41,7 +42,12 @@ def ready(compose_stage, tmp_path, monkeypatch):
         stage = compose_stage(*given, *SETTINGS, *settings)
         sft = compose_stage("method=sft", "dataset=support_demonstrations", *SETTINGS[:3], "debug.rows=40")
         tokenizer = load_tokenizer(sft)
-        return lambda: prepare(stage, renderer(stage, tokenizer), renderer(stage, tokenizer))
+
+        def prepared():
+            return prepare(stage, renderer(stage, tokenizer), renderer(stage, tokenizer))
+
+        prepared.stage = stage
+        return prepared
 
     return make
 
@@ -165,15 +171,42 @@ def test_a_full_disk_leaves_nothing(ready, monkeypatch):
     assert not entries() and not list(store.cache().glob(".partial*"))
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_what_train_asks_too_is_counted_and_told(ready, monkeypatch, capsys, method):
+    several(monkeypatch, 3)
+    monkeypatch.setattr(store, "ALONE", 8)
+    rows = rows_of(method, 40)
+    reply = "completion" if method == "sft" else "chosen"
+    for number in (2, 5, 30):
+        rows[number] = rows[number] | {"prompt": rows[35]["prompt"], reply: "Another, yes."}
+    splits = [
+        "dataset.splits.train='train[:32]'",
+        "dataset.splits.eval='train[32:]'",
+        "dataset.splits.test='train[34:36]'",
+    ]
+    prepared = ready(rows, *splits, "evaluation.prompts=2", method=method)
+    for _ in range(2):  # made, and found again
+        data = prepared()
+        assert {role: ledger.get("in_train") for role, ledger in data.ledger.items()} == {
+            "train": None,
+            "eval": 1,
+            "test": 1,
+        }
+    header(prepared.stage, data)
+    said = capsys.readouterr().out
+    assert "warning  1 of 8 rows of eval ask what rows of train ask\n" in said and "1 of 2 rows of test ask" in said
+
+
 WAITS = """
 import sys, time, json
+from array import array
 from pathlib import Path
 from rlhf.data import store
 store.cache = lambda: Path(sys.argv[1])
 def make(folder):
     print("makes", flush=True)
     time.sleep(1)
-    return {"made": True}
+    return {"made": True}, array("Q", [7])
 print(json.dumps(store.kept("name", make)[1]), flush=True)
 """
 

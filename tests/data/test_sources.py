@@ -12,7 +12,7 @@ import yaml
 
 from rlhf.config import compose_config, to_stage
 from rlhf.data import columns, sources
-from rlhf.data.prepare import Ledger
+from rlhf.data.ledger import Ledger
 from rlhf.data.rows import BadRow
 from rlhf.data.sources import fingerprint, read
 from rlhf.errors import ConfigError, DataError

@@ -307,6 +307,8 @@ def test_a_mixture_is_prepared_by_the_columns_of_each_part(local, tmp_path):
     data = local("reward", PAIRS, "method.start_from=null", "dataset.bad_rows=drop", mixed)
     told = data.ledger["train"]
     assert (told["read"], told["kept"], told["dropped"]) == (14, 12, {"not JSON": 2})
+    assert told["from"] == f"{tmp_path}/train.jsonl x 0.5, {tmp_path}/other.jsonl x 2"
+    assert told["read_as"] == "pairs"
     assert len(set(data.train["ranking"])) == 12
     assert data.train["chosen_ids"][4] == data.train["chosen_ids"][8] != data.train["chosen_ids"][0]
     with pytest.raises(DataError, match="other.jsonl:5: not JSON.*\n  fix: mend the row"):

@@ -1,19 +1,21 @@
-"""From a dataset group to what a trainer takes, with a ledger that accounts for every row read, kept, dropped and truncated."""
+"""From a dataset group to what a trainer takes, with a ledger of what happened to every row."""
 
 import hashlib
 import json
 import random
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_64_intdigest
 
 from rlhf.config import Dataset, Stage
 from rlhf.data import columns, contract, sources, store
 from rlhf.data.contract import BadRow
+from rlhf.data.ledger import Ledger
 from rlhf.data.rows import Row, Rows
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError
@@ -23,63 +25,6 @@ if TYPE_CHECKING:
     import datasets
 
 Tokens = dict[str, Any]
-SHOWN = 5  # dropped rows that the ledger names
-
-
-@dataclass
-class Ledger:
-    """What happened to the rows of one split, or to a stretch of them."""
-
-    read: int = 0
-    kept: int = 0
-    truncated: int = 0
-    ties: int = 0
-    rankings: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    lengths: "array[int]" = field(default_factory=lambda: array("i"))
-    digests: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def account(self, row: Row, bad_rows: str) -> Iterator[None]:
-        """Counts a row, which stops with file and line if it breaks the contract, or is dropped with `bad_rows=drop`."""
-        self.read += 1
-        try:
-            yield
-        except BadRow as bad:
-            if bad_rows == "error":
-                fix = bad.fix or "mend the row, or dataset.bad_rows=drop to leave such rows out"
-                raise DataError(f"{row.where}: {bad}\n  fix: {fix}") from bad
-            self.drop(bad.reason, row.where)
-
-    def drop(self, reason: str, where: str) -> None:
-        self.dropped[reason] += 1
-        if len(self.examples) < SHOWN:
-            self.examples.append(f"{where}: {reason}")
-
-    def add(self, other: "Ledger") -> None:
-        """Take in what happened to the rows after these."""
-        for name in ("read", "kept", "truncated", "ties", "rankings"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.dropped += other.dropped
-        self.examples = [*self.examples, *other.examples][:SHOWN]
-        self.lengths += other.lengths
-        self.digests += other.digests
-
-    def report(self) -> dict[str, Any]:
-        lengths, count = sorted(self.lengths), len(self.lengths)
-        quantile = {f"p{q}": lengths[min(count - 1, count * q // 100)] for q in (50, 95, 100) if lengths}
-        return {
-            "read": self.read,
-            "kept": self.kept,
-            "dropped": dict(self.dropped),
-            "truncated": self.truncated,
-            "ties": self.ties,
-            "rankings": self.rankings,
-            "tokens": quantile | {"sum": sum(lengths)},
-            "dropped_examples": self.examples,
-            "fingerprint": store.joined(self.digests),
-        }
 
 
 @dataclass
@@ -104,6 +49,7 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         DataError: a column that isn't there, a row that breaks the contract (unless `dataset.bad_rows=drop`), or nothing left.
     """
     import datasets
+    import numpy as np
 
     dataset, splits, method = stage.dataset, stage.dataset.splits, METHODS[stage.method.name]
     kind = method.rows
@@ -118,21 +64,30 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
             columns.check_columns(part.dataset, part.dataset.columns, [one.first for one in read if one.first])
     built: dict[str, datasets.Dataset] = {}
     reports: dict[str, dict[str, Any]] = {}
+    asked: dict[str, Any] = {}
     for role in ("train", "eval"):
         if role not in opened:
             continue
-        found, report = _stored(stage, role, opened[role], kind, renderer)
-        reports[role] = {"read_as": opened[role][0].shape} | report
-        if found is None:
-            _refuse_none(dataset, role, getattr(splits, role), report)
+        found = _stored(stage, role, opened[role], kind, renderer)
+        reports[role], asked[role] = _named(opened[role]) | found.told, found.prompts
+        if found.rows is None:
+            _refuse_none(dataset, role, getattr(splits, role), found.told)
         else:
-            built[role] = found
+            built[role] = found.rows
     test: list[Tokens] = []
     if "test" in opened:
         ledger = Ledger()
         test = list(_tokens(stage, opened["test"], asking, ledger))
-        reports["test"] = {"read_as": opened["test"][0].shape} | ledger.report()
+        reports["test"], asked["test"] = _named(opened["test"]) | ledger.report(), ledger.prompts
+    for role in asked.keys() - {"train"}:
+        reports[role]["in_train"] = int(np.isin(np.array(asked[role], np.uint64), asked["train"]).sum())
     return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
+
+
+def _named(parts: list["Opened"]) -> dict[str, str]:
+    """Where rows come from and how they are read, for the header."""
+    places = [part.dataset.path + (f" x {part.weight:g}" if part.weight != 1 else "") for part in parts]
+    return {"from": ", ".join(places), "read_as": ", ".join(dict.fromkeys(part.shape for part in parts))}
 
 
 def _refuse_none(dataset: Dataset, role: str, split: str, report: dict[str, Any]) -> None:
@@ -143,9 +98,7 @@ def _refuse_none(dataset: Dataset, role: str, split: str, report: dict[str, Any]
     raise DataError(f"dataset.splits.{role}={split}: none of {report['read']} rows is left ({reasons})\n  fix: {fix}")
 
 
-def _stored(
-    stage: Stage, role: str, parts: list["Opened"], kind: str, renderer: Renderer
-) -> tuple["datasets.Dataset | None", dict[str, Any]]:
+def _stored(stage: Stage, role: str, parts: list["Opened"], kind: str, renderer: Renderer) -> store.Entry:
     """The tokens of a role, from the cache if the same rows were tokenized in the same way before, and their ledger."""
     counts = [part.count for part in parts]
     total = None if None in counts else sum(count or 0 for count in counts)
@@ -163,11 +116,11 @@ def _stored(
         ledger.kept, ledger.lengths, ledger.digests = len(writer.lengths), writer.lengths, writer.digests
         return ledger
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> tuple[dict[str, Any], "array[int]"]:
         ledger, count = Ledger(), store.processes(total)
         for more in store.spread(work, store.stretches(counts, count), folder, count, total, f"preparing {role}"):
             ledger.add(more)
-        return ledger.report()
+        return ledger.report(), ledger.prompts
 
     told = [
         stage.method.learn,
@@ -270,7 +223,17 @@ def _rows(
                 found = _prompts(own, row, random.Random(f"{part.split}:{number}"), renderer, ledger)
             for tokens, length in list(found):
                 keep(tokens, length)
+                ledger.prompts.append(_asked(tokens))
         yield row
+
+
+def _asked(tokens: Tokens) -> int:
+    """A hash of what the last reply answers; of all of a text without turns."""
+    ids = tokens["prompt_ids"] if "prompt_ids" in tokens else tokens["input_ids"]
+    if "labels" in tokens:
+        behind = dropwhile(lambda label: label < 0, reversed(tokens["labels"]))
+        ids = ids[: sum(1 for _ in dropwhile(lambda label: label >= 0, behind))] or ids
+    return xxh3_64_intdigest(array("i", ids).tobytes())
 
 
 def _demonstrations(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
@@ -295,11 +258,10 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
     `ranking` is the number of the row in its split, which all its pairs share, `k` how many replies were ranked there, `length` that of the
     longer sequence.
     """
-    rendered: dict[
-        str, tuple[list[int], list[int], list[int]]
-    ] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
+    Rendered = tuple[list[int], list[int], list[int]]
+    rendered: dict[str, Rendered] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
 
-    def reply(prompt: contract.Dialogue, completion: contract.Messages) -> tuple[list[int], list[int], list[int]]:
+    def reply(prompt: contract.Dialogue, completion: contract.Messages) -> Rendered:
         key = str((prompt, completion))
         if key not in rendered:
             rendered[key] = renderer.reply(prompt, completion)

@@ -18,18 +18,19 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf.errors import ResourceError
 from rlhf.process import die_with_parent
 
 if TYPE_CHECKING:
     import datasets
+    import numpy
     import pyarrow
 
 BLOCK = 512  # rows that are read before what came of them is written
 ALONE = 512  # rows up to which one process is faster than several
-DONE = "done.json"
+DONE, PROMPTS = "done.json", "prompts.u64"
 Tokens = dict[str, Any]
 
 
@@ -59,11 +60,20 @@ def key(*follows_from: Any) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> tuple["datasets.Dataset | None", dict[str, Any]]:
-    """The tokens of an entry, None if there are none, and what is told of them; `make` fills the folder of a new one.
+class Entry(NamedTuple):
+    """Tokens, None if there are none, what is told of them, and for each row a hash of what it asks."""
+
+    rows: "datasets.Dataset | None"
+    told: dict[str, Any]
+    prompts: "numpy.ndarray"
+
+
+def kept(name: str, make: Callable[[Path], tuple[dict[str, Any], "array[int]"]]) -> Entry:
+    """An entry; `make` fills the folder of a new one with Arrow files and returns what is told and the hashes.
 
     One process makes an entry while others wait for it. Raises what `make` raises, and leaves nothing then.
     """
+    import numpy as np
     from filelock import FileLock
 
     folder = cache() / name
@@ -76,7 +86,8 @@ def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> tuple["datasets.D
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
             try:
-                told = make(partial)
+                told, prompts = make(partial)
+                (partial / PROMPTS).write_bytes(prompts)
                 written = {file.name: _digest(file) for file in sorted(partial.iterdir())}
                 (partial / DONE).write_text(json.dumps({"files": written, "told": told}))
                 partial.rename(folder)
@@ -89,7 +100,7 @@ def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> tuple["datasets.D
                 shutil.rmtree(partial, ignore_errors=True)
         else:
             told["cached"] = True
-        return _opened(folder), told
+        return Entry(_opened(folder), told, np.fromfile(folder / PROMPTS, np.uint64))
 
 
 def _told(folder: Path) -> dict[str, Any] | None:
@@ -117,8 +128,7 @@ def _opened(folder: Path) -> "datasets.Dataset | None":
     """The rows of an entry, mapped into memory page by page as they are read; `datasets` puts files of its own beside them."""
     import datasets
 
-    files = sorted(json.loads((folder / DONE).read_text())["files"])
-    found = [datasets.Dataset.from_file(str(folder / name)) for name in files]
+    found = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("[0-9]*.arrow"))]
     return datasets.concatenate_datasets(found) if found else None
 
 
@@ -154,9 +164,8 @@ def spread(work: Work, todo: Sequence[Stretch], folder: Path, count: int, rows: 
     with _bar(rows, what) as told:
         if count == 1:
             return [work(stretch, folder / f"{number:05d}.arrow", told.update) for number, stretch in enumerate(todo)]
-        context = get_context(
-            "fork"
-        )  # the children use no torch; they share the tokenizer, the rows and the work as they are
+        # the children use no torch; they share the tokenizer, the rows and the work as they are
+        context = get_context("fork")
         done = context.Value("q", 0)
         pool = ProcessPoolExecutor(count, context, _start, (work, done))
         try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.config import Model, Stage, template_file
 from rlhf.data import columns, contract, sources
-from rlhf.data.prepare import Ledger
+from rlhf.data.ledger import Ledger
 from rlhf.data.tokens import Renderer
 from rlhf.errors import Refusal, nearest
 from rlhf.models.checks import tokenizer_home

@@ -35,9 +35,12 @@ def header(stage: Stage, data: Any) -> None:
         lost = "".join(f", {n} {reason}" for reason, n in ledger["dropped"].items())
         lost += f", {ledger['truncated']} truncated" if ledger["truncated"] else ""
         lost += f", {ledger['ties']} ties" if ledger["ties"] else ""
-        print(f"{role:8s} {ledger['kept']} rows kept of {ledger['read']} read{lost}   {stage.dataset.path}")
-        if role == "train" and ledger.get("read_as"):
+        print(f"{role:8s} {ledger['kept']} rows kept of {ledger['read']} read{lost}   {ledger['from']}")
+        if role == "train":
             print(f"read as  {ledger['read_as']}" + (", tokenized before" if ledger.get("cached") else ""))
+    for role, ledger in data.ledger.items():
+        if ledger.get("in_train"):
+            print(f"warning  {ledger['in_train']} of {ledger['kept']} rows of {role} ask what rows of train ask")
     print(f"batch    {stage.batch_size} = {stage.hardware.devices} device(s) x {micro} rows x {accumulation} passes")
     shown = data.shown if len(data.shown) <= 600 else data.shown[:400] + " … " + data.shown[-200:]
     print(textwrap.fill(f"a row    {shown!r}", _width(), subsequent_indent=" " * 9), flush=True)
