@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 Tokens = dict[str, Any]
+Rendered = tuple[list[int], list[int], list[int]]  # ids of a prompt and of a reply, and which of those are learned
 
 
 @dataclass
@@ -258,7 +259,6 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
     `ranking` is the number of the row in its split, which all its pairs share, `k` how many replies were ranked there, `length` that of the
     longer sequence.
     """
-    Rendered = tuple[list[int], list[int], list[int]]
     rendered: dict[str, Rendered] = {}  # k replies make k (k - 1) / 2 pairs: each comes back
 
     def reply(prompt: contract.Dialogue, completion: contract.Messages) -> Rendered:
