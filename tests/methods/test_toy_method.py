@@ -141,7 +141,7 @@ def test_a_new_method_is_trained_stopped_resumed_evaluated_and_asked(grown, chai
     shutil.copytree(chain, runs, ignore=shutil.ignore_patterns("checkpoint-*"))
     folder, settings = (
         runs / "support/orpo",
-        ("debug=smoke", f"run.root={runs}", "orpo.debug.max_steps=12", "orpo.debug.rows=96"),
+        ("debug=smoke", f"run.root={runs}", "orpo.debug.max_steps=12", "orpo.debug.rows=24"),
     )
     process = grown.start("train.py", "recipe=support/orpo", *(setting.removeprefix("orpo.") for setting in settings))
     while process.poll() is None and not (folder / "metrics.jsonl").exists():

@@ -251,10 +251,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(chain, door, 
 
 
 def test_full_fine_tuning_goes_through_all_stages(door, tmp_path):
-    done = door(
-        "pipeline.py", "recipe=support", "debug=smoke", f"run.root={tmp_path}", "adapter=none", "quantization=none"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    whole = ("debug=smoke", f"run.root={tmp_path}", "adapter=none", "quantization=none")
+    for script, what in (
+        *(("train.py", f"recipes=support/{name}") for name in STAGES),
+        ("pipeline.py", "recipe=support"),
+    ):
+        done = door(script, what, *whole)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("is finished and unchanged") == len(STAGES)
     assert all((tmp_path / "support" / name / "final/model.safetensors").is_file() for name in STAGES)
 
 

@@ -209,7 +209,7 @@ class Generated(Rows):
             yield Row(f"{self.dataset.path}[{self.split}]:{index}", row)
 
 
-@lru_cache(maxsize=3)  # the splits of a stage
+@lru_cache(maxsize=8)  # the splits of all stages of a recipe
 def _made(path: str, split: str, given: str) -> list[dict[str, Any]]:
     module, _, name = path.removeprefix(GENERATOR).partition("/")
     generator, options = importlib.import_module(f"rlhf.{module}.generator"), json.loads(given)

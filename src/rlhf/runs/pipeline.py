@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -30,12 +31,20 @@ class Pipeline:
                 raise ConfigError(f"stages={name} is not a stage of {recipe}{hint}")
         scoped = {name: [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")] for name in names}
         common = [o for o in overrides if o.partition(".")[0] not in names]
-        self.overrides = {n: [*(o for o in common if _knows(recipe, n, o)), *scoped[n]] for n in names}
+
+        @cache  # what a stage knows is mostly what it is composed of
+        def composed(name: str, *given: str) -> DictConfig:
+            return compose_config([f"recipes={recipe}/{name}", *given])
+
+        def known(name: str) -> list[str]:
+            return common if _knows(composed, name, common) else [o for o in common if _knows(composed, name, [o])]
+
+        self.overrides = {name: [*known(name), *scoped[name]] for name in names}
         for override in common:
-            if not any(override in known for known in self.overrides.values()):
+            if not any(override in given for given in self.overrides.values()):
                 compose_config([f"recipes={recipe}/{names[0]}", override])  # raises, with the reason
                 raise ConfigError(f"{override}: no stage of {recipe} knows this key\n  stages: {', '.join(names)}")
-        self.configs = {name: compose_config([f"recipes={recipe}/{name}", *self.overrides[name]]) for name in names}
+        self.configs = {name: composed(name, *self.overrides[name]) for name in names}
         self.order = [name for name in _ordered(self.configs, recipe) if not only or name in only]
         for name in self.order:
             check_settings(self.stage(name), planned=self.order)
@@ -73,19 +82,20 @@ def stages_of(recipe: str) -> list[str]:
     return [option.rpartition("/")[2] for option in options("recipes") if option.rpartition("/")[0] == recipe]
 
 
-def _knows(recipe: str, name: str, override: str) -> bool:
-    """Whether the configuration of this stage has a place for the override."""
+def _knows(composed: Callable[..., DictConfig], name: str, overrides: Sequence[str]) -> bool:
+    """Whether the configuration of this stage has a place for each of the overrides."""
     try:
-        cfg = compose_config([f"recipes={recipe}/{name}", override])
+        cfg = composed(name, *overrides)
     except (HydraException, OmegaConfBaseException):
         return False
-    key = override.lstrip("+~").partition("=")[0]
-    if key.startswith("method.args."):
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    args = {key.removeprefix("method.args.") for key in keys if key.startswith("method.args.")}
+    if args:
         import dataclasses
 
         from rlhf.methods.arguments import config_class
 
-        return key.removeprefix("method.args.") in {f.name for f in dataclasses.fields(config_class(cfg.method.name))}
+        return args <= {field.name for field in dataclasses.fields(config_class(cfg.method.name))}
     return True
 
 
