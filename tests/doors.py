@@ -16,6 +16,7 @@ LIBRARIES += ("transformers.models.llama.modeling_llama", "transformers.integrat
 LIBRARIES += tuple(f"trl.trainer.{method}_trainer" for method in ("sft", "reward", "dpo"))
 HEAVY = {"torch", "trl", "transformers", "datasets", "peft", "bitsandbytes"}  # a second or more each
 SECONDS = 600  # the longest a door may take
+GOES_ON = 1000  # no exit code
 Done = subprocess.CompletedProcess[str]
 
 
@@ -30,19 +31,47 @@ class Doors:
         if environment:
             own = {"input": stdin, "env": os.environ | environment, "cwd": REPO, "timeout": SECONDS}
             return subprocess.run(command, capture_output=True, text=True, **own)
+        with tempfile.TemporaryDirectory() as folder:
+            started = self.start(script, *arguments, stdin=stdin, folder=folder)
+            code = started.wait()
+            return Done(command, code, *(Path(folder, name).read_text() for name in ("stdout", "stderr")))
+
+    def start(self, script: str, *arguments: str, stdin: str = "", folder: str | Path) -> "Started":
+        """A door that goes on while the test does; `folder` gets what it prints."""
+        Path(folder, "stdin").write_text(stdin)
+        return Started(self, self.ask([str(REPO / "src" / script), *arguments], str(folder)))
+
+    def ask(self, *request: object) -> int:
+        """The server's answer: a process id to a command and its folder, an exit code or GOES_ON to a process id and options of waitpid."""
         if self.server is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.server = subprocess.Popen([sys.executable, __file__], text=True, cwd=REPO, **pipes)
-        with tempfile.TemporaryDirectory() as folder:
-            streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-            streams[0].write_text(stdin)
-            print(json.dumps([command[1:], folder]), file=self.server.stdin, flush=True)
-            code = int(self.server.stdout.readline())
-            return subprocess.CompletedProcess(command, code, *(stream.read_text() for stream in streams[1:]))
+        print(json.dumps(request), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
 
     def close(self) -> None:
         if self.server is not None:
             self.server.communicate()
+
+
+class Started:
+    """A door that runs, with what a test needs of subprocess.Popen."""
+
+    def __init__(self, doors: Doors, pid: int) -> None:
+        self.doors, self.pid = doors, pid
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None and (code := self.doors.ask(self.pid, os.WNOHANG)) != GOES_ON:
+            self.code = code
+        return self.code
+
+    def wait(self) -> int:
+        self.code = self.doors.ask(self.pid, 0) if self.code is None else self.code
+        return self.code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
 def imported(done: Done) -> set[str]:
@@ -71,15 +100,19 @@ def serve() -> list[str]:
         importlib.import_module(library)
     make_rows()
     for request in iter(sys.stdin.readline, ""):
-        command, folder = json.loads(request)
+        asked, more = json.loads(request)
+        if isinstance(asked, int):
+            ended, status = os.waitpid(asked, more)
+            print(os.waitstatus_to_exitcode(status) if ended else GOES_ON, flush=True)
+            continue
         child = os.fork()
         if not child:
             signal.alarm(SECONDS)
             for place, name in enumerate(("stdin", "stdout", "stderr")):
-                os.dup2(os.open(Path(folder, name), os.O_RDONLY if place == 0 else os.O_WRONLY | os.O_CREAT), place)
+                os.dup2(os.open(Path(more, name), os.O_RDONLY if place == 0 else os.O_WRONLY | os.O_CREAT), place)
             sys.stdin = os.fdopen(0)
-            return command
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            return asked
+        print(child, flush=True)
     return []
 
 

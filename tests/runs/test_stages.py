@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -213,10 +212,7 @@ def test_a_stopped_stage_goes_on_and_ends_the_same(chain, door, tmp_path, name):
     assert door("train.py", *settings, f"run.root={whole}").returncode == 0
     folder = broken / "support" / name
     for stop, when, code in ((signal.SIGTERM, "metrics.jsonl", 75), (signal.SIGKILL, "checkpoint-6", -signal.SIGKILL)):
-        process = subprocess.Popen(
-            [sys.executable, str(REPO / "src/train.py"), *settings, f"run.root={broken}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPO, env=os.environ,
-        )  # fmt: skip
+        process = door.start("train.py", *settings, f"run.root={broken}", folder=tmp_path)
         while process.poll() is None and not (folder / when).exists():
             time.sleep(0.02)
         process.send_signal(stop)
