@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf.data.contract import BadRow, Dialogue, Messages
 from rlhf.files import FINAL
+from rlhf.output.tables import printable
 from rlhf.process import quiet
 
 
@@ -90,14 +91,17 @@ def chat(root: Path, runs: list[str], temperature: float, limit: int) -> None:
                 for piece in speaker.answer(messages, temperature, limit):
                     pieces.append(piece)
                     if len(speakers) == 1:
-                        sys.stdout.write(piece)
+                        sys.stdout.write(printable(piece))
                         sys.stdout.flush()
             except BadRow as bad:  # its template can't write this
                 pieces = [f"({bad})"]
                 print(pieces[0] if len(speakers) == 1 else "", flush=True)
             replies.append("".join(pieces).strip())
             messages.append({"role": "assistant", "content": replies[-1] or "…"})
-        print("" if len(speakers) == 1 else columns([s.name for s in speakers], replies), flush=True)
+        print(
+            "" if len(speakers) == 1 else columns([s.name for s in speakers], [printable(reply) for reply in replies]),
+            flush=True,
+        )
 
 
 def columns(names: list[str], replies: list[str]) -> str:

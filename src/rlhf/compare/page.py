@@ -11,7 +11,7 @@ from rlhf.compare.figures import draw
 from rlhf.compare.report import Report
 from rlhf.compare.sections import Section, cells, listed, sections
 from rlhf.files import write_text
-from rlhf.output.tables import grid
+from rlhf.output.tables import grid, plain
 
 FOLD = 15  # rows above which a table opens on a click
 
@@ -21,7 +21,7 @@ def write_pages(folder: Path, report: Report) -> None:
     drawn, parts = draw(folder, report), sections(report)
     heading, verdict = f"PPO against DPO on {report['recipe']}", conclusion(report)
     origin = _origin(report["provenance"])
-    markdown = [f"# {_plain(heading)}", _plain(verdict), *(_markdown(part, drawn) for part in parts), _plain(origin)]
+    markdown = [f"# {plain(heading)}", plain(verdict), *(_markdown(part, drawn) for part in parts), plain(origin)]
     write_text(folder / "report.md", "\n\n".join(markdown) + "\n")
     contents = " · ".join(f'<a href="#{_id(p)}">{escape(p.heading)}</a>' for p in parts if p.level == 2)
     html = [
@@ -45,19 +45,13 @@ def _origin(provenance: dict[str, Any]) -> str:
     return f"Made by {' '.join(provenance['command'])} at commit {commit}; {versions}; {machine}."
 
 
-def _plain(text: str) -> str:
-    """Text of a model for Markdown: one line without markup, so that it can neither break a table nor load a picture."""
-    text = escape(" ".join(text.split()), quote=False)
-    return re.sub(r"[|`]|\](?=[(\[:])|!(?=\[)", lambda mark: "\\" + mark[0], text)
-
-
 def _markdown(part: Section, drawn: dict[str, Path]) -> str:
-    lines = [f"{'#' * part.level} {_plain(part.heading)}", _plain(part.words)]
+    lines = [f"{'#' * part.level} {plain(part.heading)}", plain(part.words)]
     name, alternative, caption = part.figure
     if name in drawn:
         lines += [f"![{alternative}]({drawn[name].name})", caption]
     if part.rows:
-        lines.append(grid([[_plain(cell) for cell in row] for row in cells(part.rows)]))
+        lines.append(grid([[plain(cell) for cell in row] for row in cells(part.rows)]))
     return "\n\n".join(filter(None, lines))
 
 

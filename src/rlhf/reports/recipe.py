@@ -17,7 +17,7 @@ from rlhf.evaluation.statistics import win_rate
 from rlhf.methods import METHODS
 from rlhf.models.shared import load_roles
 from rlhf.output.console import memory
-from rlhf.output.tables import between_markers, grid
+from rlhf.output.tables import between_markers, grid, plain
 from rlhf.rewards.scorers import scorer
 from rlhf.runs import record
 from rlhf.runs.record import finished_stage
@@ -176,6 +176,6 @@ def _replies(samples: dict[str, list[Sample]]) -> Iterator[str]:
         seen[situation] = seen.get(situation, 0) + 1
         if len(seen) > 5 or (not situation and seen[situation] > 5):
             break
-        lines = [f"**{sample['prompt']}** {f'({situation})' if situation else ''}", ""]
-        lines += [f"- {name}: {rows[index]['reply'] or '(nothing)'}" for name, rows in samples.items()]
+        lines = [f"**{plain(sample['prompt'])}** {f'({situation})' if situation else ''}", ""]
+        lines += [f"- {name}: {plain(rows[index]['reply']) or '(nothing)'}" for name, rows in samples.items()]
         yield "\n".join(lines)
