@@ -13,6 +13,7 @@ from rlhf.errors import DataError
 # in a run's folder
 FINAL = "final"  # the weights a stage ends with
 METRICS_FILE, ALERTS_FILE, RESULTS_FILE = "metrics.jsonl", "alerts.jsonl", "results.json"
+CARD = "README.md"  # of a model; people write on it, so it is no part of what was trained
 COMPLETE = "complete"  # written into a checkpoint after everything else: without it the checkpoint does not count
 
 
@@ -26,13 +27,15 @@ Listing = dict[str, Any]  # the files of a folder: name -> [size in bytes, SHA-2
 
 def listing(folder: Path) -> Listing:
     """What a folder holds, to be compared later by `differing`."""
-    held = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
+    held = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (COMPLETE, CARD)]
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)] for path in held}
 
 
 def differing(folder: Path, listed: Listing, bytes_too: bool = True) -> str:
     """The first listed file that is not what was written, with how it differs; empty if all are. Reads them if `bytes_too`."""
     for name, entry in listed.items():
+        if name == CARD:  # listed by an older version
+            continue
         size, digest = entry if isinstance(entry, list) else (entry, None)  # sizes only: written by an older version
         file = folder / name
         if not file.is_file():

@@ -9,11 +9,20 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from rlhf.config import REPO, compose_config, to_stage
 
 pytestmark = pytest.mark.slow
 STAGES = ("base", "sft", "reward", "dpo", "ppo")
+METHOD_OF = {"base": "sft"}
+BELOW = {
+    "base": "none",
+    "sft": "`support/base`",
+    "reward": "`support/base`, `support/sft`",
+    "dpo": "`support/base`, `support/sft`",
+}
+BELOW |= {"ppo": "`support/base`, `support/sft`, `support/reward`"}
 
 
 def _metrics(folder):
@@ -50,6 +59,15 @@ def test_a_run_folder_holds_what_the_design_says(chain, name):
     weights = "model.safetensors" if name == "base" else "adapter_model.safetensors"
     for file in (weights, "tokenizer.json", "chat_template.jinja", "README.md"):
         assert (folder / "final" / file).is_file(), file
+    assert not (folder / "README.md").exists(), "one card, ours"
+    _, head, card = (folder / "final/README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["license"] == "apache-2.0" and yaml.safe_load(head)["tags"] == [
+        "trl",
+        METHOD_OF.get(name, name),
+    ]
+    numbers = json.loads((folder / "results.json").read_text())
+    assert all(f"| {key} | {value:.4g} |" in card for key, value in numbers.items() if isinstance(value, float))
+    assert f"Weights it builds on, in order: {BELOW[name]}. " in card and f"recipes=support/{name}" in card
     assert (folder / "samples.jsonl").is_file() == (name != "reward")
     run = json.loads((folder / "run.json").read_text())
     assert run["status"] == "finished" and run["seed"] == 1 and run["seconds"] > 0 and run["peak_memory_mb"] > 100

@@ -17,6 +17,7 @@ from rlhf.preflight.hub import check_repositories
 from rlhf.preflight.settings import check_machine, check_settings
 from rlhf.process import LARGE, quiet, return_freed_memory
 from rlhf.runs import record
+from rlhf.runs.card import card
 
 
 def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     results = evaluate(stage, tokenizer, data)
     run.write(files.RESULTS_FILE, results)
     if files.is_main():
+        files.write_text(stage.path / files.FINAL / files.CARD, card(stage, overrides, results, run.run))
+        (stage.path / files.CARD).unlink(missing_ok=True)  # TRL's, which names no base and no data
         from rlhf.output.plots import curves
 
         curves(stage.path, "updates" if METHODS[stage.method.name].own_loop else "optimizer steps")
@@ -140,7 +143,7 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
 
 
 def save(stage: Stage, tokenizer: Any, trainer: Any) -> None:
-    """Weights, tokenizer and model card go to `final/`, whole or not at all: other stages read it as soon as it is there."""
+    """Weights and tokenizer go to `final/`, whole or not at all: other stages read it as soon as it is there."""
     if files.is_main():
         files.replace_folder(stage.path / files.FINAL, partial(_write, stage, tokenizer, trainer))
 
@@ -152,7 +155,6 @@ def _write(stage: Stage, tokenizer: Any, trainer: Any, folder: Path) -> None:
         from rlhf.models.base import save_final
 
         save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
-    _card(stage, folder)
 
 
 def evaluate(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
@@ -167,24 +169,3 @@ def _evaluated(trainer: Any) -> bool:
     """Whether the last held-out loss is that of the final weights."""
     steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     return steps[-1:] == [trainer.state.global_step]
-
-
-def _card(stage: Stage, final: Any) -> None:
-    """The model card: what this is, from what, and how to make it again."""
-    library = "peft" if stage.adapter.name == "lora" else "transformers"
-    licence = f"license: {stage.model.licence}\n" if stage.model.licence else ""
-    data = f"`{stage.dataset.path}` (licence: {stage.dataset.licence or 'not stated'})"
-    below = ", ".join(f"`{entry['stage']}`" for entry in record.lineage(stage))
-    (final / "README.md").write_text(f"""---
-library_name: {library}
-{licence}tags: [trl, {stage.method.name}]
----
-
-# {stage.run.recipe}/{stage.run.stage}
-
-Trained with the method `{stage.method.name}` on {data}, seed {stage.seed}.
-
-Weights it builds on, in order: {below or "none"}.
-
-Settings: `config.yaml` beside this folder; versions, commit and command: `run.json`.
-""")
