@@ -231,6 +231,54 @@ def test_contradictions_are_refused_before_anything_heavy(compose_stage, overrid
         check_settings(compose_stage(*overrides))
 
 
+@pytest.mark.parametrize(
+    ("override", "limits"),
+    [
+        ("seed=-1", "at least 0 and at most 4294967295"),
+        ("seed=4294967296", "at most 4294967295"),
+        ("evaluation.prompts=-1", "at least 0"),
+        ("debug.max_steps=0", "at least 1"),
+        ("debug.rows=0", "at least 1"),
+        ("hardware.memory_gb=0", "above 0"),
+        ("hardware.memory_gb=nan", "above 0"),
+        ("method.args.learning_rate=nan", "at least 0"),
+        ("method.args.learning_rate=inf", "at least 0"),
+        ("method.args.learning_rate=-1", "at least 0"),
+        ("method.args.num_train_epochs=0", "above 0"),
+        ("method.args.weight_decay=-0.1", "at least 0"),
+        ("method.args.adam_beta2=1", "at least 0 and below 1"),
+        ("method.args.max_grad_norm=nan", "at least 0"),
+        ("method.args.max_steps=-2", "at least -1"),
+        ("method.args.save_steps=0", "above 0"),
+        ("adapter.args.r=0", "at least 1"),
+        ("adapter.args.rank_pattern={q_proj: 0}", "at least 1"),
+        ("adapter.args.lora_dropout=1", "at least 0 and below 1"),
+        ("adapter.args.lora_alpha=-1", "above 0"),
+        ("method=ppo,method.args.temperature=0", "above 0"),
+        ("method=ppo,method.args.gamma=1.1", "at least 0 and at most 1"),
+        ("method=ppo,method.args.response_length=0", "at least 1"),
+        ("method=ppo,method.args.missing_eos_penalty=nan", "finite"),
+        ("method=dpo,method.args.label_smoothing=2", "at least 0 and at most 1"),
+        ("method=dpo,method.args.loss_weights=[1,nan]", "finite"),
+    ],
+)
+def test_a_number_that_no_trainer_takes_is_refused(compose_stage, override, limits):
+    *method, last = override.split(",", 1) if override.startswith("method=") else [override]
+    key = last.partition("=")[0]  # of a mapping's value the key goes on
+    stage = compose_stage("recipes=support/sft", *method, last)
+    with pytest.raises(ConfigError) as refused:
+        check_settings(stage, planned=STAGES)
+    said = next(line for line in str(refused.value).splitlines() if line.startswith(key))
+    assert limits in said.partition("must be ")[2], said
+
+
+@pytest.mark.parametrize(
+    "override", ["method.args.max_steps=-1", "method.args.learning_rate=0", "method.args.lr_scheduler_kwargs={x: -1}"]
+)
+def test_a_number_with_a_meaning_is_taken(compose_stage, override):
+    check_settings(compose_stage("recipes=support/sft", override), planned=STAGES)
+
+
 @pytest.mark.parametrize("loss", ["robust", "[sft,exo_pair]", "[aot]", "[aot_unpaired]"])
 def test_label_smoothing_goes_with_the_losses_that_read_it(compose_stage, loss):
     rankings = ["method=dpo", "dataset=support_rankings", "method.args.beta=0.1"]

@@ -1,6 +1,7 @@
 """What can be refused before anything heavy is imported: settings that contradict each other, the machine or the run folders."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,13 +34,47 @@ ALLOWED = {
 OPTIONS = {"learn": "replies", "kwise": False, "reward_model": None, "reward_label": None}
 NAME_MAX = 255  # bytes of a file's name on ext4, XFS, APFS (limits.h)
 PATHS_GIVEN = ("model.path", "dataset.path", "method.start_from", "run.root")
+AT_LEAST_1, AT_LEAST_0, ABOVE_0 = (1, math.inf, ""), (0, math.inf, ""), (0, math.inf, "low")
+UNIT, BELOW_1, ANY = (
+    (0, 1, ""),
+    (0, 1, "high"),
+    (-math.inf, math.inf, ""),
+)  # lowest, highest, which of them is no value itself
+RANGES = {
+    "seed": (0, 2**32 - 1, ""),  # numpy's
+    "evaluation.prompts": AT_LEAST_0,
+    "hardware.memory_gb": ABOVE_0,
+    **dict.fromkeys(("debug.max_steps", "debug.rows", "dataset.rows", "monitor.window"), AT_LEAST_1),
+}
+# of `method.args` and `adapter.args`; those that are not here are AT_LEAST_0, and all are finite
+ARGUMENTS = {
+    **dict.fromkeys(
+        ("r", "rank_pattern", "response_length", "num_ppo_epochs", "num_mini_batches", "total_episodes"), AT_LEAST_1
+    ),
+    **dict.fromkeys(("save_total_limit", "ref_model_sync_steps"), AT_LEAST_1),
+    **dict.fromkeys(
+        ("num_train_epochs", "temperature", "cliprange", "cliprange_value", "lora_alpha", "alpha_pattern"), ABOVE_0
+    ),
+    **dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), ABOVE_0),
+    **dict.fromkeys(("gamma", "lam", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha"), UNIT),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
+    **dict.fromkeys(("missing_eos_penalty", "f_alpha_divergence_coef", "loss_weights", "local_rank"), ANY),
+    "max_steps": (-1, math.inf, ""),
+}
 POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
             "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 
 
 def check_settings(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
-    problems = [*_values(stage), *_weights(stage), *_data(stage), *_machine(stage), *_files(stage, planned)]
+    problems = [
+        *_values(stage),
+        *_numbers(stage),
+        *_weights(stage),
+        *_data(stage),
+        *_machine(stage),
+        *_files(stage, planned),
+    ]
     if stage.method.name in METHODS:
         problems += [*_method(stage), *expectation_problems(stage)]
     problems += rules.problems(stage.monitor)
@@ -72,6 +107,30 @@ def _values(stage: Stage) -> Iterator[str]:
     for key in PATHS_GIVEN:
         if _get(stage, key) == "":
             yield f"{key}= is empty; a variable of the shell may have no value"
+
+
+def _numbers(stage: Stage) -> Iterator[str]:
+    """Numbers that no trainer takes: the machine would find out when the weights are loaded, or never."""
+    for key, limits in RANGES.items():
+        yield from _outside(key, _get(stage, key), limits)
+    for group in ("method", "adapter"):
+        for name, value in getattr(stage, group).args.items():
+            if name in ARGUMENTS or not isinstance(value, dict | list):  # what others' mappings mean is not known here
+                yield from _outside(f"{group}.args.{name}", value, ARGUMENTS.get(name, AT_LEAST_0))
+
+
+def _outside(key: str, value: object, limits: tuple[float, float, str]) -> Iterator[str]:
+    low, high, open_end = limits
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _outside(f"{key}.{name}", inner, limits)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        inside = low < value if open_end == "low" else low <= value
+        inside &= value < high if open_end == "high" else value <= high
+        if not inside or not math.isfinite(value):
+            least = [] if low == -math.inf else [f"above {low}" if open_end == "low" else f"at least {low}"]
+            most = [] if high == math.inf else [f"below {high}" if open_end == "high" else f"at most {high}"]
+            yield f"{key}={value} must be {' and '.join([*least, *most]) or 'finite'}"
 
 
 def _weights(stage: Stage) -> Iterator[str]:
