@@ -197,6 +197,32 @@ def test_a_server_that_hangs_is_left(endpoint):
         asking.compare(OURS[:1], THEIRS[:1])
 
 
+@pytest.mark.parametrize(
+    ("piece", "pause", "status", "told"),
+    [
+        (b" ", 0.02, 200, "an answer that took over 0.2 s"),
+        (b" " * 2**18, 0.0, 200, "an answer of over 1048576 bytes"),
+        (b"x" * 100, 0.02, 400, "HTTP 400"),
+    ],
+)
+def test_an_answer_that_never_ends_is_left(endpoint, monkeypatch, piece, pause, status, told):
+    def answers(handler):
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.send_response(status)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(piece)
+            time.sleep(pause)
+
+    monkeypatch.setattr(Handler, "do_POST", answers)
+    asking, _ = endpoint(reads)
+    asking.timeout = 0.2
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=told):
+        asking.compare(OURS, THEIRS)
+    assert time.monotonic() - began < 30  # 100 pieces for each of 4 tries at 4 questions would take longer
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_is_an_error_at_once(endpoint, status):
     asking, server = endpoint(lambda _: (status, f"bad key {KEY[:8]}...{KEY[-4:]} ".encode() + KEY.encode()))

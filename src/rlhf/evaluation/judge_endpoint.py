@@ -1,5 +1,6 @@
 """A judge behind an OpenAI-compatible chat endpoint: asked in both orders, every answer kept, so that nothing is asked twice."""
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -46,6 +47,7 @@ PREFERENCE = {"A": 1.0, "B": 0.0, "C": 0.5}
 THREADS, TRIES = 4, 4
 IN_A_ROW = 4  # questions that fail one after another before the endpoint counts as out of reach
 LONGEST_WAIT = 30.0  # seconds, whatever a server asks for
+LARGEST = 2**20  # bytes of an answer, which is one letter and what a model may think before it
 
 Question = tuple[str, str, str]  # conversation, reply shown first, reply shown second
 
@@ -169,7 +171,7 @@ class EndpointJudge:
             try:
                 request = urllib.request.Request(f"{self.url}/chat/completions", body, headers)
                 with self._open(request, timeout=self.timeout) as reply:
-                    said = json.load(reply)["choices"][0]["message"].get("content")
+                    said = json.loads(self._read(reply, LARGEST))["choices"][0]["message"].get("content")
                 return said if isinstance(said, str) else ""
             except urllib.error.HTTPError as error:
                 why = self._status(error)
@@ -183,13 +185,25 @@ class EndpointJudge:
                 time.sleep(min(wait, LONGEST_WAIT))
         raise Failed(why)
 
+    def _read(self, reply: Any, most: int) -> bytes:
+        """An answer that is whole within `timeout` seconds and `most` bytes: a socket's own limit is for each piece."""
+        until, read = time.monotonic() + self.timeout, bytearray()
+        while piece := reply.read1(2**16):
+            read += piece
+            if len(read) > most:
+                raise urllib.error.URLError(f"an answer of over {most} bytes")
+            if time.monotonic() > until:
+                raise urllib.error.URLError(f"an answer that took over {self.timeout:g} s")
+        return bytes(read)
+
     def _status(self, error: urllib.error.HTTPError) -> str:
         """What to say of a status worth another try; raises Failed for a question it won't take, Refusal for the rest."""
         if error.code in (408, 409, 429) or error.code >= 500:
             return f"HTTP {error.code}"
         said = ""
         if error.code not in (401, 403):  # these quote parts of the key
-            said = error.read(10_000).decode(errors="replace")
+            with contextlib.suppress(OSError):
+                said = self._read(error, 10_000).decode(errors="replace")
             said = ": " + " ".join((said.replace(self._key, "***") if self._key else said).split())[:200]
         if error.code in (400, 413, 422):
             raise Failed(f"HTTP {error.code}{said}")
