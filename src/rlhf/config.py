@@ -348,15 +348,37 @@ def _at_home(value: Any) -> Any:
 
 
 def read_stage(folder: Path) -> Stage:
-    """The configuration that a run left in its folder; raises ConfigError, with the run's command, if it is of another schema."""
+    """The configuration that a run left in its folder, with the weights of other runs where these lie now.
+
+    Raises ConfigError, with the run's command, if it is of another schema.
+    """
     stored = OmegaConf.load(folder / "config.yaml")
     try:
-        return to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored)))
+        return _moved(to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored))), folder)
     except OmegaConfBaseException as error:
         again = shlex.join(json.loads((folder / "run.json").read_text())["command"])
         what = f"{error.full_key} is not read by this version ({str(error).splitlines()[0]})"
         fix = f"make the run again: {again} run.overwrite=true"
         raise ConfigError(f"{folder}/config.yaml: {what}\n  fix: {fix}") from error
+
+
+def _moved(stage: Stage, folder: Path) -> Stage:
+    """The stage with `run.root` where it is now: the paths below it were written down when it may have been elsewhere."""
+    inside, then = Path(stage.run.recipe, stage.run.stage).parts, f"{stage.run.root}/"
+    if folder.parts[-len(inside) :] != inside:
+        return stage
+    stage.run.root = folder.parents[len(inside) - 1].as_posix()
+
+    def here(path: Any) -> Any:
+        if isinstance(path, list):
+            return [here(one) for one in path]
+        return (
+            f"{stage.run.root}/{path.removeprefix(then)}" if isinstance(path, str) and path.startswith(then) else path
+        )
+
+    stage.model.path, stage.method.start_from = here(stage.model.path), here(stage.method.start_from)
+    stage.method.reward_model = here(stage.method.reward_model)
+    return stage
 
 
 def needs(cfg: DictConfig) -> list[str]:

@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from rlhf.config import REPO, compose_config, to_stage
+from rlhf.config import REPO, compose_config, read_stage, to_stage
 
 pytestmark = pytest.mark.slow
 STAGES = ("base", "sft", "reward", "dpo", "ppo")
@@ -197,6 +197,24 @@ def test_a_second_pipeline_skips_everything_and_a_changed_stage_runs_again(chain
     (root / "support/reward/run.json").write_text(json.dumps(before))
     follow = door(*arguments, "stages=[ppo]", "ppo.method.args.kl_coef=0.2")
     assert "support/ppo runs again: stage:reward changed" in follow.stdout
+
+
+def test_runs_that_were_moved_are_read_where_they_lie(chain, door, tmp_path):
+    root = tmp_path / "elsewhere"
+    shutil.copytree(chain, root, ignore=shutil.ignore_patterns("checkpoint-*"))
+    for config in root.glob("support/*/config.yaml"):
+        told = config.read_text()
+        assert str(chain) in told
+        config.write_text(told.replace(str(chain), "runs/as/they/were"))
+    again = door("pipeline.py", "recipe=support", "debug=smoke", f"run.root={root}")
+    assert again.returncode == 0 and again.stdout.count("is finished and unchanged") == 5, again.stdout + again.stderr
+    said = door("chat.py", "run=support/ppo", f"run.root={root}", "max_new_tokens=8", stdin="hello\n")
+    assert said.returncode == 0, said.stderr
+    stage = read_stage(root / "support/ppo")
+    weights = [stage.model.path, stage.method.start_from, *stage.method.reward_models]
+    assert stage.run.root == str(root) and weights == [
+        f"{root}/support/{name}/final" for name in ("base", "sft", "reward")
+    ]
 
 
 def test_a_finished_run_is_not_overwritten(chain, door):
