@@ -15,7 +15,7 @@ from rlhf.errors import ConfigError, StageError
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
-from rlhf.preflight.settings import check_settings
+from rlhf.preflight.settings import check_machine, check_settings
 from tests.doors import HEAVY, imported
 
 STAGES = ["base", "sft", "reward", "dpo", "ppo"]
@@ -277,6 +277,25 @@ def test_a_number_that_no_trainer_takes_is_refused(compose_stage, override, limi
 )
 def test_a_number_with_a_meaning_is_taken(compose_stage, override):
     check_settings(compose_stage("recipes=support/sft", override), planned=STAGES)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("+x=1", "x is not a key"),
+        ("++modle.path=x", "modle is not a key; did you mean model"),
+        ("+run.rot=x", "run.rot is not a key; did you mean run.root"),
+        ("+model.a.b=1", "model.a is not a key"),
+    ],
+)
+def test_a_key_that_was_added_and_nobody_reads_is_refused(compose_stage, added, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose_stage("recipes=support/sft", added)
+
+
+def test_processes_that_were_not_started_are_missed(compose_stage):
+    with pytest.raises(ConfigError, match=r"devices=4, but 1 process.*\n  fix: accelerate launch --num_processes 4 "):
+        check_machine(compose_stage("recipes=support/sft", "hardware.devices=4"))
 
 
 @pytest.mark.parametrize("loss", ["robust", "[sft,exo_pair]", "[aot]", "[aot_unpaired]"])

@@ -328,7 +328,9 @@ def _inside(key: str, words: Sequence[str]) -> Iterator[str]:
 
 
 def to_stage(cfg: DictConfig) -> Stage:
-    """Resolve everything, `~` in paths too; raises if a `???` is left, naming its key."""
+    """Resolve everything, `~` in paths too; raises if a `???` is left or a `+` added what no stage reads, naming the key."""
+    if unknown := [*_unknown(cfg, Stage)]:
+        raise ConfigError("\n".join(unknown))
     if cfg.dataset.get("mixture") is not None and OmegaConf.is_missing(cfg.dataset, "path"):
         cfg.dataset.path = MIXTURE
     stage = cast(Stage, OmegaConf.to_object(cfg))
@@ -337,6 +339,15 @@ def to_stage(cfg: DictConfig) -> Stage:
         if hasattr(part, key):
             setattr(part, key, _at_home(getattr(part, key)))
     return stage
+
+
+def _unknown(node: DictConfig, kind: type, above: str = "") -> Iterator[str]:
+    known = typing.get_type_hints(kind)
+    for key in map(str, node):
+        if key not in known:
+            yield f"{above}{key} is not a key{nearest(f'{above}{key}', [f'{above}{name}' for name in known])}"
+        elif dataclasses.is_dataclass(known[key]):
+            yield from _unknown(node[key], cast(type, known[key]), f"{above}{key}.")
 
 
 def _at_home(value: Any) -> Any:

@@ -253,12 +253,10 @@ def _first(stage: Stage, key: str, name: str) -> str:
 
 
 def check_machine(stage: Stage) -> None:
-    """What only torch can tell: whether the GPUs that the configuration asks for are here."""
+    """Whether the GPUs, which only torch can tell, and the processes that the configuration asks for are here."""
     import torch
 
-    if stage.hardware.device != "cuda":
-        return
-    if not torch.cuda.is_available():
+    if stage.hardware.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("hardware.device=cuda, but this machine has no GPU that torch can use\n  fix: hardware=cpu")
     devices, world = stage.hardware.devices, int(os.environ.get("WORLD_SIZE", "1"))
     if world != devices:
