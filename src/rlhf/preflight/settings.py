@@ -254,10 +254,12 @@ def _first(stage: Stage, key: str, name: str) -> str:
 
 def check_machine(stage: Stage) -> None:
     """Whether the GPUs, which only torch can tell, and the processes that the configuration asks for are here."""
-    import torch
+    if stage.hardware.device == "cuda":
+        import torch
 
-    if stage.hardware.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("hardware.device=cuda, but this machine has no GPU that torch can use\n  fix: hardware=cpu")
+        if not torch.cuda.is_available():
+            why = "but this machine has no GPU that torch can use"
+            raise ConfigError(f"hardware.device=cuda, {why}\n  fix: hardware=cpu")
     devices, world = stage.hardware.devices, int(os.environ.get("WORLD_SIZE", "1"))
     if world != devices:
         fix = f"accelerate launch --num_processes {devices} src/train.py ..., or hardware.devices={world}"

@@ -133,8 +133,8 @@ def run(plan: Pipeline) -> int:
 def run_stages(plan: Pipeline, names: Sequence[str], children: Children) -> int:
     """Run those of a plan's stages that are missing or stale, in order; returns the exit code of the first that fails, or 0."""
     todo = [name for name in names if record.state(plan.stage(name)) != "finished"]
-    plan.check_arguments(todo)
     check_repositories(map(plan.stage, todo))
+    plan.check_arguments(todo)
     for name in names:
         stage = plan.stage(name)
         now = "stale" if stage.run.overwrite else record.state(stage)

@@ -76,9 +76,9 @@ def refuse(stage: Stage) -> bool:
             check_arguments(stage)
         raise
     record.check_weights(stage)
-    quiet()
-    check_machine(stage)
     check_repositories([stage])
+    check_machine(stage)
+    quiet()  # from here on libraries are imported that take seconds
     from rlhf.methods.arguments import check_arguments, training_arguments
     from rlhf.models.checks import check_model
 
