@@ -327,6 +327,24 @@ def test_help_is_fast(door, arguments):
     assert "hydra" in imported(done) and not HEAVY & imported(done)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipes=support/sft", "modle=x"], "did you mean model"),
+        (["recipes=support/base", "seed=-1"], "at least 0"),
+        (["recipes=support/base", "hardware.devices=4"], "1 process(es) were started"),
+        (["recipes=support/sft", "run.root=nowhere"], "has not finished"),
+        (["recipes=zephyr-7b/sft", "hardware=cpu", "run.root=nowhere"], "is not cached"),
+    ],
+)
+def test_a_refusal_is_fast(door, tmp_path, arguments, message):
+    own = [word.replace("nowhere", str(tmp_path / "nowhere")) for word in arguments]
+    own += [f"run.root={tmp_path}/runs"] if "run.root=nowhere" not in arguments else []
+    done = door("train.py", *own, PYTHONPROFILEIMPORTTIME="1", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
+    assert not HEAVY & imported(done)
+
+
 OWN = {
     "sft": "packing=true",
     "reward": "center_rewards_coefficient=0.1",
