@@ -346,6 +346,8 @@ BAD = [
     ("pairs", {"prompt": "When?", "chosen": "a", "rejected": "b", "margin": ""}, "not a margin"),
     ("demonstrations", {"messages": [ASK, {**SAY, "images": ["x.png"]}]}, "images of a turn"),
     ("demonstrations", {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, SAY]}, "not text"),
+    ("demonstrations", {"messages": [ASK, SAY], "images": ["x.png"]}, "images of a row"),
+    ("pairs", {"prompt": "When?", "chosen": "a", "rejected": "b", "image": {"bytes": "x"}}, "image of a row"),
     (
         "demonstrations",
         {"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [{"name": 1}]}]},
@@ -410,6 +412,19 @@ def test_a_number_that_is_none_orders_nothing(compose_stage, tmp_path, role, num
     assert len(list(contract.pairs(found.dataset, rows[0]))) == 3
     with pytest.raises(BadRow, match="must hold 3 numbers"):
         list(contract.pairs(found.dataset, rows[1]))
+
+
+@pytest.mark.parametrize("pictures", [[], None, ["x.png"]])
+def test_words_are_learned_without_pictures_where_there_are_none_or_somebody_says_so(compose_stage, tmp_path, pictures):
+    row = {"messages": [ASK, SAY], "images": pictures}
+    said = ["+dataset.columns.images=null"] if pictures else []
+    found, (given,) = read(compose_stage, tmp_path, "demonstrations", [row], None, *said)
+    assert given.messages == [ASK, SAY] and found.shape == "dialogues"
+    if pictures:
+        with pytest.raises(
+            DataError, match=r"rows.jsonl:1: the row has images=.*\n.*\n  fix: .*\+dataset.columns.images=null"
+        ):
+            read(compose_stage, tmp_path, "demonstrations", [row, row])
 
 
 def test_where_all_rows_break_alike_dropping_them_is_no_fix(compose_stage, tmp_path):

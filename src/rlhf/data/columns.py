@@ -104,7 +104,8 @@ def settle(dataset: Dataset, rows: Sequence[Row], kind: str) -> tuple[Dataset, s
     _no_such_columns(dataset, [role for role in used if role not in BESIDE or role in there], there, rows)
     more = [role for role in used if role in (*FOUND, "context", "ranks", "scores")]
     name = name or _called(form, there, held)
-    return replace(dataset, columns=there), name + (f" with {', '.join(more)}" if more else "")
+    unseen = {name: None for name in turns.MEDIA if name in dataset.columns}  # of which somebody said so
+    return replace(dataset, columns=there | unseen), name + (f" with {', '.join(more)}" if more else "")
 
 
 def _found_out(

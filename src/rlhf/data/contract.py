@@ -252,6 +252,10 @@ def _split_texts(chosen: str, rejected: str, names: str) -> tuple[Dialogue, Mess
 def _given(dataset: Dataset, row: Row, messages: Messages, last: tuple[str, ...]) -> Dialogue:
     """Turns with what the row says beside them; raises BadRow where their order is wrong."""
     columns, values = dataset.columns, row.values
+    for name in turns.MEDIA:
+        if name not in columns and values.get(name):
+            fix = f"{turns.NO_WORDS}; or +dataset.columns.{name}=null, to learn the words without it"
+            raise BadRow(f"{name} of a row", f"the row has {name}={short(values[name])}, which no model here sees", fix)
     system = values.get(_name(dataset, "system"))
     if isinstance(system, str) and system.strip():
         if messages[:1] and messages[0]["role"] == "system" and messages[0]["content"].strip() != system.strip():

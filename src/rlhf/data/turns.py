@@ -26,7 +26,9 @@ WHO, WHAT = ("role", "from"), ("content", "value", "text")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
 WEIGHTS = ("weight", "loss_weight", "train", "training", "learn")
 CALLS = ("tool_calls", "function_call")
-ELSEWHERE = ("image", "images", "audio", "audios", "video", "videos", "file", "files", "prefix", "mask", "loss_mask")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+ELSEWHERE = (*MEDIA, "file", "files", "prefix", "mask", "loss_mask")
+NO_WORDS = "rows of text alone; or dataset.bad_rows=drop, to leave out those that have more"
 
 
 def is_turns(value: Any) -> bool:
@@ -74,7 +76,7 @@ def _turn(turn: dict[str, Any], column: str) -> dict[str, Any]:
         raise BadRow("not messages", f"{column}: a message needs a role and a content, both text, found {short(turn)}")
     for key in ELSEWHERE:
         if turn.get(key):
-            raise BadRow(f"{key} of a turn", f"{column}: a turn's {key}={short(turn[key])} can't be used")
+            raise BadRow(f"{key} of a turn", f"{column}: a turn's {key}={short(turn[key])} can't be used", fix=NO_WORDS)
     made: dict[str, Any] = {"role": role}
     calls = next((turn[key] for key in CALLS if turn.get(key)), None)
     if _first(turn, WHO) == "function_call":
@@ -140,7 +142,7 @@ def _joined(parts: list[Any], column: str) -> tuple[str, dict[str, Any]]:
         elif kind == "tool_call" and value:
             beside.setdefault("tool_calls", []).append(loaded(value))
         else:
-            raise BadRow("not text", f"{column}: the part {short(part)} of a content is no text")
+            raise BadRow("not text", f"{column}: the part {short(part)} of a content is no text", fix=NO_WORDS)
     return "".join(said), beside
 
 
