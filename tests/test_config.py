@@ -256,7 +256,7 @@ def test_contradictions_are_refused_before_anything_heavy(compose_stage, overrid
         ("adapter.args.lora_alpha=-1", "above 0"),
         ("method=ppo,method.args.temperature=0", "above 0"),
         ("method=ppo,method.args.gamma=1.1", "at least 0 and at most 1"),
-        ("method=ppo,method.args.response_length=0", "at least 1"),
+        ("method=ppo,method.args.response_length=0", "above 0"),
         ("method=ppo,method.args.missing_eos_penalty=nan", "finite"),
         ("method=dpo,method.args.label_smoothing=2", "at least 0 and at most 1"),
         ("method=dpo,method.args.loss_weights=[1,nan]", "finite"),

@@ -39,7 +39,13 @@ def local(models, data):
 
     def overrides(recipe: str) -> list[str]:
         stage = to_stage(compose_config([f"recipes={recipe}"]))
-        found = ["hardware=cpu", "debug=smoke", "debug.rows=32", "evaluation.prompts=4", f"dataset.max_length={LONGEST}"]
+        found = [
+            "hardware=cpu",
+            "debug=smoke",
+            "debug.rows=32",
+            "evaluation.prompts=4",
+            f"dataset.max_length={LONGEST}",
+        ]
         if not str(stage.dataset.path).startswith("generator:"):
             found += [f"dataset.path={files(stage)}", f"model.path={stand_in(str(stage.model.path), models)}"]
         if stage.method.reward_label:

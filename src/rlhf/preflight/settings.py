@@ -48,17 +48,16 @@ RANGES = {
 }
 # of `method.args` and `adapter.args`; those that are not here are AT_LEAST_0, and all are finite
 ARGUMENTS = {
+    **dict.fromkeys(("r", "rank_pattern", "total_episodes", "save_total_limit", "ref_model_sync_steps"), AT_LEAST_1),
     **dict.fromkeys(
-        ("r", "rank_pattern", "response_length", "num_ppo_epochs", "num_mini_batches", "total_episodes"), AT_LEAST_1
+        ("num_train_epochs", "save_steps", "eval_steps", "logging_steps", "lora_alpha", "alpha_pattern"), ABOVE_0
     ),
-    **dict.fromkeys(("save_total_limit", "ref_model_sync_steps"), AT_LEAST_1),
-    **dict.fromkeys(
-        ("num_train_epochs", "temperature", "cliprange", "cliprange_value", "lora_alpha", "alpha_pattern"), ABOVE_0
-    ),
-    **dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), ABOVE_0),
+    **dict.fromkeys(("response_length", "num_ppo_epochs", "num_mini_batches", "temperature", "cliprange"), ABOVE_0),
+    **dict.fromkeys(("cliprange_value", "reward_scale", "kl_target", "kl_horizon", "logprob_chunk_size"), ABOVE_0),
     **dict.fromkeys(("gamma", "lam", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha"), UNIT),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
     **dict.fromkeys(("missing_eos_penalty", "f_alpha_divergence_coef", "loss_weights", "local_rank"), ANY),
+    "eval_prompts": ABOVE_0,
     "max_steps": (-1, math.inf, ""),
 }
 POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
@@ -130,7 +129,7 @@ def _outside(key: str, value: object, limits: tuple[float, float, str]) -> Itera
         if not inside or not math.isfinite(value):
             least = [] if low == -math.inf else [f"above {low}" if open_end == "low" else f"at least {low}"]
             most = [] if high == math.inf else [f"below {high}" if open_end == "high" else f"at most {high}"]
-            yield f"{key}={value} must be {' and '.join([*least, *most]) or 'finite'}"
+            yield f"{key}={value}: must be {' and '.join([*least, *most]) or 'finite'}"
 
 
 def _weights(stage: Stage) -> Iterator[str]:
