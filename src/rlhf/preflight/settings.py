@@ -34,6 +34,8 @@ ALLOWED = {
 OPTIONS = {"learn": "replies", "kwise": False, "reward_model": None, "reward_label": None}
 NAME_MAX = 255  # bytes of a file's name on ext4, XFS, APFS (limits.h)
 PATHS_GIVEN = ("model.path", "dataset.path", "method.start_from", "run.root")
+POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
+            "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 AT_LEAST_1, AT_LEAST_0, ABOVE_0 = (1, math.inf, ""), (0, math.inf, ""), (0, math.inf, "low")
 UNIT, BELOW_1, ANY = (
     (0, 1, ""),
@@ -42,6 +44,7 @@ UNIT, BELOW_1, ANY = (
 )  # lowest, highest, which of them is no value itself
 RANGES = {
     "seed": (0, 2**32 - 1, ""),  # numpy's
+    **dict.fromkeys(POSITIVE, AT_LEAST_1),
     "evaluation.prompts": AT_LEAST_0,
     "hardware.memory_gb": ABOVE_0,
     **dict.fromkeys(("debug.max_steps", "debug.rows", "dataset.rows", "monitor.window"), AT_LEAST_1),
@@ -60,8 +63,6 @@ ARGUMENTS = {
     "eval_prompts": ABOVE_0,
     "max_steps": (-1, math.inf, ""),
 }
-POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
-            "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 
 
 def check_settings(stage: Stage, planned: Sequence[str] = ()) -> None:
@@ -92,9 +93,6 @@ def _values(stage: Stage) -> Iterator[str]:
     for key, allowed in ALLOWED.items():
         if (value := _get(stage, key)) not in allowed:
             yield f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}"
-    for key in POSITIVE:
-        if int(str(value := _get(stage, key))) < 1:
-            yield f"{key}={value} must be at least 1"
     for key in ("run.recipe", "run.stage"):
         value = str(_get(stage, key))
         longest = max(len(os.fsencode(part)) for part in value.split("/"))
