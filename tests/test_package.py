@@ -66,7 +66,8 @@ def test_a_wheel_holds_the_package_and_says_what_it_is(checkout, tmp_path):
 
 
 def test_an_editable_install_is_imported_from_anywhere_and_the_doors_are_no_modules(checkout, tmp_path):
-    pip("install", *OFFLINE, "--prefix", tmp_path, "--editable", checkout)
+    apart = ("--prefix", tmp_path, "--ignore-installed")  # without the last pip uninstalls what this environment has
+    pip("install", *OFFLINE, *apart, "--editable", checkout)
     (info,) = tmp_path.rglob("*.dist-info")
     code = (
         "import rlhf; from rlhf.config import compose_config, options\n"
