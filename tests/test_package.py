@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -34,9 +35,9 @@ def pip(*arguments: str | Path) -> None:
 
 
 def python(code: str, site: Path) -> subprocess.CompletedProcess[str]:
-    """Run from another folder, with what was installed into `site` and none of this repository on the path."""
-    code = f"import site, sys; site.addsitedir({str(site)!r})\n{code}"
-    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=site, timeout=120)
+    """Run from another folder, with what was installed into `site` before what this environment has, this checkout perhaps."""
+    code = f"import site; [site.addsitedir(place) for place in {[str(site), sysconfig.get_path('purelib')]}]\n{code}"
+    return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=site, timeout=120)
 
 
 def requirements(file: str) -> list[str]:
