@@ -87,6 +87,30 @@ def test_max_length_of_a_row_is_held_against_the_positions(tmp_path, compose_sta
         check_model(compose_stage(*given, "dataset.max_length=256"))
 
 
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ("model.init.model_type=lama", r"model.init.model_type=lama: no architecture .*did you mean (\w+, )*llama"),
+        ("model.init.model_type=bert_japanese", "model.init.model_type=bert_japanese: no architecture"),
+        ("+model.init.hidden_sise=8", "model.init.hidden_sise=8: llama has no such size; did you mean hidden_size"),
+        ("model.init.num_hidden_layers=-1", "model.init.num_hidden_layers=-1: a size starts at 1"),
+        ("model.init.num_attention_heads=0", "model.init.num_attention_heads=0: a size starts at 1"),
+        ("model.init.hidden_size=wide", "model.init={.*hidden_size: wide.*no model can be made of it: .*expected int"),
+        ("model.init.hidden_size=32", r"no model can be made of it: .*\(32\) is not a multiple of .* heads \(6\)"),
+        ("model.init={model_type: gpt2, n_embd: 30, n_head: 4}", "no model can be made of it: .*divisible by num_heads"),
+    ],
+)
+def test_sizes_of_which_no_model_can_be_made_are_refused(compose_stage, init, words):
+    another = ["model=qwen3_8b"] if "{" in init else []
+    with pytest.raises(Refusal, match=words):
+        check_model(compose_stage("recipes=support/base", *another, init))
+
+
+def test_a_size_may_have_the_name_that_all_architectures_share(compose_stage):
+    init = "model.init={model_type: gpt2, hidden_size: 32, n_head: 4}"
+    check_model(compose_stage("recipes=support/base", "model=qwen3_8b", init))
+
+
 def test_an_attention_that_the_architecture_lacks_is_refused(tmp_path, stage_of):
     gemma = saved(tmp_path / "gemma2", "gemma2", max_position_embeddings=4096)
     message = r"model.attention=sdpa: Gemma2ForCausalLM has none (.|\n)*eager\n  fix: model.attention=eager"

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import Stage
-from rlhf.errors import Refusal
+from rlhf.errors import Refusal, nearest
 from rlhf.files import is_main
 from rlhf.methods import METHODS
+from rlhf.shell import element
 
 CONFIG = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -68,14 +69,40 @@ def _config(stage: Stage, base: str | None) -> Any:
 
     model = stage.model
     if model.init is not None:
-        sizes = {name: value for name, value in model.init.items() if name != "model_type"}
-        return AutoConfig.for_model(str(model.init["model_type"]), **sizes)
+        return _new_config(model.init)
     source, key = base or model.path, "model.path"
     options = {"revision": None if base else model.revision, "trust_remote_code": model.trust_remote_code}
     try:
         return AutoConfig.from_pretrained(str(source), **options)
     except (OSError, ValueError, KeyError) as error:
         raise unreadable(key, source, error) from error
+
+
+def _new_config(init: dict[str, Any]) -> Any:
+    """The config of a model that is made here, once a model without memory has been made of it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TALKING
+
+    kind, sizes = str(init.get("model_type")), {name: value for name, value in init.items() if name != "model_type"}
+    if kind not in TALKING:
+        why = f"no architecture of transformers that writes text{nearest(kind, TALKING)}"
+        raise Refusal("model.init.model_type", kind, why)
+    plain = AutoConfig.for_model(kind)
+    known = {*plain.to_dict(), *plain.attribute_map}
+    for name, value in sizes.items():
+        if name not in known:
+            raise Refusal(f"model.init.{name}", value, f"{kind} has no such size{nearest(name, known)}")
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise Refusal(f"model.init.{name}", value, "a size starts at 1")
+    try:
+        config = AutoConfig.for_model(kind, **sizes)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # each architecture has its own words and its own kind of error
+        said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise Refusal("model.init", element(init), f"no model can be made of it: {said[-1][:300]}") from error
+    return config
 
 
 def unreadable(key: str, source: object, error: BaseException) -> Refusal:
