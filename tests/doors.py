@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -26,23 +27,27 @@ class Doors:
     def __init__(self) -> None:
         self.server: subprocess.Popen[str] | None = None
 
-    def __call__(self, script: str, *arguments: str, stdin: str = "", **environment: str) -> Done:
+    def __call__(
+        self, script: str, *arguments: str, stdin: str = "", trap: Sequence[str] = (), **environment: str
+    ) -> Done:
         command = [sys.executable, str(REPO / "src" / script), *arguments]
         if environment:
             own = {"input": stdin, "env": os.environ | environment, "cwd": REPO, "timeout": SECONDS}
             return subprocess.run(command, capture_output=True, text=True, **own)
         with tempfile.TemporaryDirectory() as folder:
-            started = self.start(script, *arguments, stdin=stdin, folder=folder)
+            started = self.start(script, *arguments, stdin=stdin, folder=folder, trap=trap)
             code = started.wait()
             return Done(command, code, *(Path(folder, name).read_text() for name in ("stdout", "stderr")))
 
-    def start(self, script: str, *arguments: str, stdin: str = "", folder: str | Path) -> "Started":
-        """A door that goes on while the test does; `folder` gets what it prints."""
+    def start(
+        self, script: str, *arguments: str, stdin: str = "", folder: str | Path, trap: Sequence[str] = ()
+    ) -> "Started":
+        """A door that goes on while the test does; `folder` gets what it prints, `trap` calls a function of faults/traps.py in it."""
         Path(folder, "stdin").write_text(stdin)
-        return Started(self, self.ask([str(REPO / "src" / script), *arguments], str(folder)))
+        return Started(self, self.ask([str(REPO / "src" / script), *arguments], str(folder), list(trap)))
 
     def ask(self, *request: object) -> int:
-        """The server's answer: a process id to a command and its folder, an exit code or GOES_ON to a process id and options of waitpid."""
+        """The server's answer: a process id to a command, its folder and its trap, an exit code or GOES_ON to a process id and options of waitpid."""
         if self.server is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.server = subprocess.Popen([sys.executable, __file__], text=True, cwd=REPO, **pipes)
@@ -100,7 +105,7 @@ def serve() -> list[str]:
         importlib.import_module(library)
     make_rows()
     for request in iter(sys.stdin.readline, ""):
-        asked, more = json.loads(request)
+        asked, more, *trap = json.loads(request)
         if isinstance(asked, int):
             ended, status = os.waitpid(asked, more)
             print(os.waitstatus_to_exitcode(status) if ended else GOES_ON, flush=True)
@@ -111,6 +116,10 @@ def serve() -> list[str]:
             for place, name in enumerate(("stdin", "stdout", "stderr")):
                 os.dup2(os.open(Path(more, name), os.O_RDONLY if place == 0 else os.O_WRONLY | os.O_CREAT), place)
             sys.stdin = os.fdopen(0)
+            if trap[0]:
+                sys.path[:0] = [str(REPO), str(REPO / "src")]
+                getattr(importlib.import_module("tests.faults.traps"), trap[0][0])(*trap[0][1:])
+                del sys.path[:2]
             return asked
         print(child, flush=True)
     return []

@@ -66,6 +66,8 @@ def test_a_resumed_run_keeps_the_lines_before_its_step(tmp_path):
     write_lines(file, [{"step": 1}, {"step": 2}, {"step": 2, "eval": True}, {"step": 3}])
     keep_lines(file, 2)
     assert [row["step"] for row in read_lines(file)] == [1, 2, 2]
+    keep_lines(file, 2, 1)  # what came after the checkpoint of step 2 comes again
+    assert read_lines(file) == [{"step": 1}, {"step": 2}]
     keep_lines(tmp_path / "absent.jsonl", 2)
     assert not (tmp_path / "absent.jsonl").exists()
 

@@ -37,7 +37,9 @@ def pip(*arguments: str | Path) -> None:
 def python(code: str, site: Path) -> subprocess.CompletedProcess[str]:
     """Run from another folder, with what was installed into `site` before what this environment has, this checkout perhaps."""
     code = f"import site; [site.addsitedir(place) for place in {[str(site), sysconfig.get_path('purelib')]}]\n{code}"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=site, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=site, timeout=120
+    )
 
 
 def requirements(file: str) -> list[str]:

@@ -98,10 +98,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def keep_lines(path: Path, last_step: int) -> None:
-    """Drops the lines of steps that a resumed run is about to repeat."""
+def keep_lines(path: Path, last_step: int, of_last: int | None = None) -> None:
+    """Drops the lines that a resumed run is about to write again: of later steps, and of the last but the first `of_last`."""
     if is_main() and path.is_file():
-        write_lines(path, (entry for entry in read_lines(path) if entry["step"] <= last_step))
+        entries = read_lines(path)
+        before = [entry for entry in entries if entry["step"] < last_step]
+        write_lines(path, before + [entry for entry in entries if entry["step"] == last_step][:of_last])
 
 
 def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -313,7 +313,9 @@ def test_an_adapter_of_a_base_that_is_stored_in_4_bit_is_merged_into_whole_weigh
     workshop.load(quantized=True).save_pretrained(tmp_path / "4bit")
     workshop.tokenizer.save_pretrained(tmp_path / "4bit")
     base = type(workshop.load()).from_pretrained(tmp_path / "4bit", dtype=torch.float32)
-    plain_4bit_kernels(base)  # as training has it; bitsandbytes' own kernel of CPUs with avx512_bf16 is another function
+    plain_4bit_kernels(
+        base
+    )  # as training has it; bitsandbytes' own kernel of CPUs with avx512_bf16 is another function
     start, theirs = adapter(workshop, tmp_path / "start", base=base)
     whole = load_base(stage_on(model=start), workshop.tokenizer)
     assert type(whole.model.layers[0].mlp.up_proj).__name__ == "Linear"

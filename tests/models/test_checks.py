@@ -97,7 +97,10 @@ def test_max_length_of_a_row_is_held_against_the_positions(tmp_path, compose_sta
         ("model.init.num_attention_heads=0", "model.init.num_attention_heads=0: a size starts at 1"),
         ("model.init.hidden_size=wide", "model.init={.*hidden_size: wide.*no model can be made of it: .*expected int"),
         ("model.init.hidden_size=32", r"no model can be made of it: .*\(32\) is not a multiple of .* heads \(6\)"),
-        ("model.init={model_type: gpt2, n_embd: 30, n_head: 4}", "no model can be made of it: .*divisible by num_heads"),
+        (
+            "model.init={model_type: gpt2, n_embd: 30, n_head: 4}",
+            "no model can be made of it: .*divisible by num_heads",
+        ),
     ],
 )
 def test_sizes_of_which_no_model_can_be_made_are_refused(compose_stage, init, words):

@@ -12,9 +12,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import METRICS_FILE, append_lines, is_main, keep_lines, mark
+from rlhf.files import METRICS_FILE, append_lines, is_main, keep_lines, mark, read_json, write_json
 from rlhf.methods import METHODS
 from rlhf.monitor.callback import Watch
+
+COUNTED, TOKENS = "_total_train_tokens", "tokens.json"  # TRL's count of the tokens trained on, and our file of it
 
 
 class MetricsFile(TrainerCallback):
@@ -24,11 +26,13 @@ class MetricsFile(TrainerCallback):
         self.path = path / METRICS_FILE
 
     def on_train_begin(self, args, state, control, **kwargs):
-        keep_lines(self.path, state.global_step)
+        logged = sum(entry["step"] == state.global_step for entry in state.log_history)
+        keep_lines(self.path, state.global_step, logged)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs:
-            append_lines(self.path, [{"step": state.global_step, "time": round(time.time(), 2), **logs}])
+        if logs:  # the mean loss of this process's steps at its end would not be that of a run that was resumed
+            told = {key: value for key, value in logs.items() if key != "train_loss"}
+            append_lines(self.path, [{"step": state.global_step, "time": round(time.time(), 2), **told}])
 
 
 class Finite(TrainerCallback):
@@ -48,10 +52,33 @@ class Finite(TrainerCallback):
 class Complete(TrainerCallback):
     """Marks a checkpoint when all of it is on disk; one without the mark is not resumed from."""
 
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if is_main() and folder.is_dir():
+            write_json(folder / TOKENS, getattr(self.trainer, COUNTED, 0))
             mark(folder)
+
+
+def go_on(trainer: Any, checkpoint: Path) -> None:
+    """What the libraries leave out when they go on from a checkpoint.
+
+    TRL 1.12 counts `num_tokens` from 0 again. The Trainer of transformers 5.23 makes one step more than `max_steps` where
+    the last checkpoint was written in the middle of an epoch, and logs it.
+    """
+    if (checkpoint / TOKENS).is_file():  # older ones have none
+        setattr(trainer, COUNTED, read_json(checkpoint / TOKENS))
+    run_epoch = trainer._run_epoch
+
+    def run_what_is_left(*args: Any, **options: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+        else:
+            run_epoch(*args, **options)
+
+    trainer._run_epoch = run_what_is_left
 
 
 class Preemption(TrainerCallback):
@@ -117,6 +144,6 @@ def install(trainer: Any, stage: Stage) -> tuple[Preemption, Watch]:
         trainer.remove_callback(printing)
     preemption, watching = Preemption(), Watch(trainer, stage)
     rewarded = [watching] if METHODS[stage.method.name].reward else []
-    for callback in (MetricsFile(stage.path), Complete(), Finite(), preemption, *rewarded, Bar(stage.run.stage)):
+    for callback in (MetricsFile(stage.path), Complete(trainer), Finite(), preemption, *rewarded, Bar(stage.run.stage)):
         trainer.add_callback(callback)
     return preemption, watching

@@ -122,6 +122,8 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
     checkpoint = run.last_checkpoint() if run.resumed else None
     if checkpoint is not None:
         print(f"going on from {checkpoint}", flush=True)
+        if not METHODS[stage.method.name].own_loop:
+            callbacks.go_on(trainer, checkpoint)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -155,6 +157,13 @@ def _write(stage: Stage, tokenizer: Any, trainer: Any, folder: Path) -> None:
         from rlhf.models.base import save_final
 
         save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+    for file in folder.rglob("adapter_config.json"):
+        config = files.read_json(file)
+        if isinstance(config["target_modules"], list):  # PEFT writes the names of layers as their hashes fall
+            config["target_modules"].sort()
+        if stage.model.path is not None:  # the adapter it began with may name a base that has been moved since
+            config["base_model_name_or_path"] = str(stage.model.path)
+        files.write_json(file, config)
 
 
 def evaluate(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
