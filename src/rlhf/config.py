@@ -22,8 +22,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from rlhf.errors import ConfigError, Refusal, nearest
+from rlhf import files
+from rlhf.errors import ConfigError, DataError, Refusal, nearest
 from rlhf.files import FINAL
 from rlhf.shell import holds_text, home, readable, setting, several
 
@@ -361,9 +363,19 @@ def _at_home(value: Any) -> Any:
 def read_stage(folder: Path) -> Stage:
     """The configuration that a run left in its folder, with the weights of other runs where these lie now.
 
-    Raises ConfigError, with the run's command, if it is of another schema.
+    Raises:
+        ConfigError: it is of another schema; with the run's command.
+        DataError: it is not there, torn, or not what the run wrote.
     """
-    stored = OmegaConf.load(folder / "config.yaml")
+    files.verify(folder, files.CONFIG_FILE)
+    file = folder / files.CONFIG_FILE
+    try:
+        stored = OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError) as error:
+        why = str(error).partition("\n")[0]
+        raise DataError(
+            f"{file} can't be read: {why}\n  fix: bring it back from a copy, or make the run again"
+        ) from error
     try:
         return _moved(to_stage(cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Stage), stored))), folder)
     except OmegaConfBaseException as error:

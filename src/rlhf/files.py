@@ -13,6 +13,7 @@ from rlhf.errors import DataError
 # in a run's folder
 FINAL = "final"  # the weights a stage ends with
 METRICS_FILE, ALERTS_FILE, RESULTS_FILE = "metrics.jsonl", "alerts.jsonl", "results.json"
+RUN_FILE, CONFIG_FILE, SAMPLES_FILE = "run.json", "config.yaml", "samples.jsonl"
 CARD = "README.md"  # of a model; people write on it, so it is no part of what was trained
 COMPLETE = "complete"  # written into a checkpoint after everything else: without it the checkpoint does not count
 
@@ -25,9 +26,10 @@ def is_main() -> bool:
 Listing = dict[str, Any]  # the files of a folder: name -> [size in bytes, SHA-256]
 
 
-def listing(folder: Path) -> Listing:
-    """What a folder holds, to be compared later by `differing`."""
-    held = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (COMPLETE, CARD)]
+def listing(folder: Path, *names: str) -> Listing:
+    """What a folder holds, or those of the named files that are there, to be compared later by `differing`."""
+    places = [folder / name for name in names] or sorted(folder.rglob("*"))
+    held = [path for path in places if path.is_file() and path.name not in (COMPLETE, CARD)]
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)] for path in held}
 
 
@@ -45,6 +47,15 @@ def differing(folder: Path, listed: Listing, bytes_too: bool = True) -> str:
         if bytes_too and digest is not None and _digest(file) != digest:
             return f"{file} holds other bytes than were written"
     return ""
+
+
+def verify(folder: Path, *names: str) -> None:
+    """Raise a DataError where one of these files of a run is not what the run has listed at its end."""
+    run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    listed = run.get("files", {}) if isinstance(run, dict) else {}  # older runs and unfinished ones list none
+    if why := differing(folder, {name: listed[name] for name in names if name in listed}):
+        again = " ".join(run.get("command", ["its command"]))
+        raise DataError(f"{why}\n  fix: bring it back from a copy, or {again} run.overwrite=true")
 
 
 def _digest(file: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.compare.report import Row
 from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.config import Stage
-from rlhf.files import METRICS_FILE, read_lines
+from rlhf.files import METRICS_FILE, read_lines, verify
 from rlhf.runs import record
 
 
@@ -38,6 +38,7 @@ def costs(trials: Sequence[Trial]) -> tuple[list[Row], str]:
 
 def tokens(stage: Stage) -> dict[str, float]:
     """Tokens generated, and tokens of the sequences in gradient passes, prompts included, as the run's files tell them."""
+    verify(stage.path, METRICS_FILE)
     lines = read_lines(stage.path / METRICS_FILE)
     if stage.method.name != "ppo":
         return {"generated": 0.0, "trained": max((line.get("num_tokens", 0.0) for line in lines), default=0.0)}

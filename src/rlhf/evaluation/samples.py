@@ -6,9 +6,8 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from rlhf.files import METRICS_FILE, read_lines, write_lines
+from rlhf.files import METRICS_FILE, SAMPLES_FILE, read_lines, verify, write_lines
 
-SAMPLES = "samples.jsonl"
 TEST = "test"  # the set of samples.jsonl that reports compare
 FORMER = {"score": "reward", "proxy": "reward"}  # what earlier runs and comparisons called it
 
@@ -51,7 +50,7 @@ def situation(sample: Sample) -> str:
 
 def write_samples(folder: Path, step: int, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
-    path = folder / SAMPLES
+    path = folder / SAMPLES_FILE
     kept = [row for row in read_lines(path) if (row["step"], row["set"]) < (step, name)]
     write_lines(path, [*kept, *({"step": step, "set": name, **sample} for sample in samples)])
 
@@ -63,4 +62,5 @@ def last_step(path: Path) -> int:
 
 def final_samples(path: Path) -> list[Sample]:
     """The replies that a finished stage gave to the test prompts; none if it was asked none."""
-    return to_samples(row for row in read_lines(path / SAMPLES) if row["set"] == TEST)
+    verify(path, SAMPLES_FILE)
+    return to_samples(row for row in read_lines(path / SAMPLES_FILE) if row["set"] == TEST)

@@ -1,6 +1,5 @@
 """The result table of a recipe: finished policies on the same held-out prompts, with win rates against SFT, and replies to read."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +65,8 @@ def _measure(folder: Path, samples: dict[str, list[Sample]], rewards: list[str])
             found[name]["kl"] = 0.0  # the reference of every KL here is the SFT model itself
         found[name] |= _against_sft(samples, name, finished_stage(folder / name).dataset.annotator)
     for name in rewards:
-        results = json.loads((folder / name / files.RESULTS_FILE).read_text())
+        files.verify(folder / name, files.RESULTS_FILE)
+        results = files.read_json(folder / name / files.RESULTS_FILE)
         keys = ("accuracy", "accuracy_true", "accuracy_noisy", "annotator_accuracy", "held_out_loss")
         found[name] = {key: results[key] for key in keys if key in results}
     return found

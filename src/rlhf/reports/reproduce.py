@@ -75,7 +75,7 @@ def settle(recipe: str, rows: list[dict[str, Any]]) -> None:
 def keep(plan: Pipeline) -> Path:
     """Copy the verdict beside the recipe, where the index finds it and a commit keeps it."""
     kept = REPO / "recipes" / plan.recipe / SAVED
-    files.write_json(kept, json.loads((plan.stage(plan.order[0]).path.parent / SAVED).read_text()))
+    files.write_json(kept, files.read_json(plan.stage(plan.order[0]).path.parent / SAVED))
     return kept
 
 
@@ -135,9 +135,10 @@ def into(readme: Path) -> bool:
 
 def measured(folder: Path, metric: str) -> float | None:
     """The value that a finished stage left: of its results, its last log line that has it, or the recipe's report."""
+    files.verify(folder, files.METRICS_FILE, files.RESULTS_FILE)
     lines, report = files.read_lines(folder / files.METRICS_FILE), folder.parent / "report.json"
-    found = [json.loads((folder / files.RESULTS_FILE).read_text()), *reversed(lines)]
-    found += [json.loads(report.read_text()).get(folder.name, {})] if report.is_file() else []
+    found = [files.read_json(folder / files.RESULTS_FILE), *reversed(lines)]
+    found += [files.read_json(report).get(folder.name, {})] if report.is_file() else []
     return next((float(entry[metric]) for entry in found if isinstance(entry.get(metric), int | float)), None)
 
 

@@ -29,6 +29,8 @@ from rlhf.shell import element, setting
 # groups that no result follows from: where and how loudly a stage runs, what it is compared with, and what stops it
 NO_INPUTS = ("run", "logging", "source", "expect", "monitor")
 
+# of a finished run: what others read
+VERIFIED = (files.CONFIG_FILE, files.METRICS_FILE, files.RESULTS_FILE, files.SAMPLES_FILE)
 TOLD = 5  # settings that a refusal names
 PEAKS = {"cpu": "peak_memory_mb", "gpu": "peak_gpu_memory_mb"}  # in run.json
 
@@ -68,9 +70,17 @@ def _portable(stage: Stage, path: str | None) -> str | None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run folder; empty if there is none."""
-    file = folder / "run.json"
-    run = files.read_json(file) if file.is_file() else {}
+    """`run.json` of a run folder; empty if there is none.
+
+    Raises:
+        DataError: it can't be read, or it is not there while the weights that it lists are.
+    """
+    file = folder / files.RUN_FILE
+    if not file.exists() and (folder / files.FINAL).is_dir() and (folder / files.CONFIG_FILE).is_file():
+        raise DataError(
+            f"{file} is not there\n  fix: bring it back from a copy, or take {folder} away and make it again"
+        )
+    run = files.read_json(file) if file.exists() else {}
     if not isinstance(run, dict):
         raise DataError(f"{file} holds no object\n  fix: bring it back from a copy, or run.overwrite=true")
     return run
@@ -78,7 +88,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def runs(folder: Path) -> dict[str, dict[str, Any]]:
     """`run.json` of a recipe's stages by name, each after those that it builds on."""
-    found = {path.parent.name: read_run(path.parent) for path in folder.glob("*/run.json")}
+    found = {path.name: run for path in folder.glob("[!.]*/") if (run := read_run(path))}
     return dict(sorted(found.items(), key=lambda item: (len(item[1].get("lineage", ())), item[0])))
 
 
@@ -113,7 +123,7 @@ def _differing(stage: Stage) -> list[str]:
     """`key then -> now` of each setting that is another in the folder's config.yaml; none where that can't be read."""
     try:
         stored = _settings(read_stage(stage.path))
-    except (ConfigError, OSError):
+    except (ConfigError, DataError):
         return []
     then, now = (dict(_leaves(redacted(settings))) for settings in (stored, _settings(stage)))
     pairs = {key: (then.get(key), now.get(key)) for key in [*then, *(key for key in now if key not in then)]}
@@ -181,11 +191,12 @@ def _ours(stage: Stage) -> None:
     """Refuse to replace what is not a run of this very stage, or holds other runs."""
     if not stage.path.is_dir() or not any(stage.path.iterdir()):
         return
-    inside = sorted(path.parent for path in stage.path.rglob("run.json") if path.parent != stage.path)
+    inside = sorted(path.parent for path in stage.path.rglob(files.RUN_FILE) if path.parent != stage.path)
     try:
         named = read_run(stage.path).get("stage")
     except DataError:
-        named = stage.run.stage  # torn, and ours by its name
+        torn = (stage.path / files.RUN_FILE).exists()
+        named = stage.run.stage if torn else None  # torn, and ours by its name
     if inside or named != stage.run.stage:
         what = (
             f"holds the run {inside[0]}" if inside else "is no run" if named is None else f"is the run of stage {named}"
@@ -234,7 +245,7 @@ class Record:
             "resumed": before.get("resumed", 0) + int(resume),
         }
         self._save()
-        self._yaml("config.yaml", asdict(stage))
+        self._yaml(files.CONFIG_FILE, asdict(stage))
         (self.path / ".hydra").mkdir(exist_ok=True)
         if cfg is not None:
             self._yaml(".hydra/config.yaml", OmegaConf.to_container(cfg))
@@ -260,6 +271,7 @@ class Record:
             if status == "trained":
                 self.run["final"] = files.listing(self.path / FINAL)
             if status == "finished":
+                self.run["files"] = files.listing(self.path, *VERIFIED)
                 shutil.rmtree(_aside(self.stage), ignore_errors=True)
             for key, peak in ((PEAKS[device], peak) for device, peak in peak_memory_mb().items() if peak):
                 self.run[key] = max(self.run.get(key, 0.0), peak)
@@ -275,7 +287,7 @@ class Record:
         return found
 
     def _save(self) -> None:
-        files.write_json(self.path / "run.json", self.run)
+        files.write_json(self.path / files.RUN_FILE, self.run)
 
 
 def check_final(folder: Path) -> None:
