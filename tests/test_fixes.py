@@ -101,7 +101,7 @@ def test_the_fix_of_a_contradiction(compose_stage, overrides, fixed):
     [
         (["model.path="], "model.path= is empty"),
         (["dataset.path=", "model.path=x/y"], "dataset.path= is empty"),
-        (["run.stage=" + "ü" * 200], "has 400 bytes in a folder name, and file systems take 255"),
+        (["run.stage=" + "ü" * 200], "has 400 bytes in the name of a folder or file, and file systems take 255"),
         (["run.stage=base"], "fix: python src/train.py recipe=support/base"),
         (["run.recipe=mine", "method=dpo", "dataset=ultrafeedback", "model=gpt2_large"], "fix: method.start_from=null"),
     ],

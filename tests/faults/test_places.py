@@ -115,16 +115,16 @@ def test_what_is_not_a_run_of_this_stage_is_left_alone(below, door, seen, what, 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("run.root=/proc/no/runs", "run.root=/proc/no/runs: /proc/no"),
-        ("run.root=/dev/null/runs", "run.root=/dev/null/runs: /dev/null/runs"),
-        (f"run.root=/tmp/{'x' * 300}", "File name too long"),
+        (f"run.root=/tmp/{'x' * 300}", "run.root=/tmp/xxxxxxxxxxxxxxx…: has 300 bytes in the name of a folder"),
         (f"run.stage={'x' * 300}", "run.stage=xxx"),
-        (f"run.recipe={'x' * 300}", "File name too long"),
-        ("run.stage=.", "run.stage=."),
-        ("run.stage=../sft", "run.stage=../sft"),
-        ("run.stage=final", ""),
-        ("run.recipe=..", "run.recipe=.."),
-        ("run.stage=''", "run.stage"),
+        (f"run.recipe={'x' * 300}", "run.recipe=xxx"),
+        (f"model.path=/tmp/{'x' * 300}", "model.path=/tmp/xxx"),
+        (f"dataset.path=rows/{'ü' * 200}.jsonl", "has 406 bytes in the name"),
+        ("run.stage=.", "run.stage='.': must be a plain folder name"),
+        ("run.stage=../sft", "run.stage='../sft': must"),
+        ("run.stage=/tmp/sft", "run.stage='/tmp/sft': must"),
+        ("run.recipe=..", "run.recipe='..': must"),
+        ("run.stage=''", "run.stage='': must"),
         ("seed=-1", "seed=-1"),
         ("batch_size=0", "batch_size=0"),
         ("method.args.learning_rate=nan", "method.args.learning_rate=nan"),
@@ -137,8 +137,19 @@ def test_what_is_not_a_run_of_this_stage_is_left_alone(below, door, seen, what, 
         ("evaluation.prompts=-1", "evaluation.prompts=-1"),
         ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens=0"),
         ("hardware.devices=4", "hardware.devices=4"),
-        ("hardware.micro_batch_size=3", "hardware.micro_batch_size=3"),
+        ("batch_size=3", "batch_size=3"),
         ("method.args.push_to_hub=true", "method.args.push_to_hub=true"),
+        ("method.args.optim=adan", "method.args.optim=adan: refused by trl.SFTConfig"),
+        ("+method.args.optim_args=x", "method.args.optim_args=x"),
+        ("+method.args.lr_scheduler_kwargs={x: 1}", "method.args.lr_scheduler_kwargs={x: 1}"),
+        ("+method.args.dataloader_persistent_workers=true", "method.args.dataloader_persistent_workers=true"),
+        ("+method.args.dataloader_multiprocessing_context=x", "method.args.dataloader_multiprocessing_context=x"),
+        ("+method.args.log_level=x", "method.args.log_level=x: not one of"),
+        ("+method.args.torch_compile_backend=x", "method.args.torch_compile_backend=x"),
+        ("+method.args.torch_compile_mode=x", "method.args.torch_compile_mode=x"),
+        ("+method.args.use_liger_kernel=true", "method.args.use_liger_kernel=true: the package is not there"),
+        ("+method.args.label_smoothing_factor=0.1", "method.args.label_smoothing_factor=0.1: the losses here"),
+        ("+method.args.accelerator_config=x", "method.args.accelerator_config=x: refused by trl.SFTConfig"),
         ("+method.args.output_dir=x", "method.args.output_dir"),
         ("+x=1", "x"),
         ("+dataset.x=1", "dataset.x"),
@@ -152,12 +163,15 @@ def test_what_cannot_work_is_refused_and_the_old_run_stays(whole, below, door, s
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     kept = [word for word in settings("sft", root) if word.partition("=")[0] != more.lstrip("+").partition("=")[0]]
     done = door("train.py", *kept, more, "run.overwrite=true")
-    if more == "run.stage=final":  # a name like another
-        assert done.returncode == 0, done.stderr
-        shutil.rmtree(root / "support/final")
-    else:
-        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    seen("refused by its setting, nothing touched")
+
+
+@pytest.mark.parametrize("place", ["/proc/no/runs", "/dev/null/runs"])
+def test_a_place_that_cannot_be_written_is_named(door, seen, place):
+    done = door("train.py", *settings("base", place))
+    assert done.returncode == 2 and f"run.root={place}: {place.rpartition('/')[0]}" in done.stderr, done.stderr
     seen("refused by its setting, nothing touched")
 
 

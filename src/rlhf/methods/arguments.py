@@ -1,13 +1,15 @@
 """From YAML to the config classes of TRL: `method.args` over our defaults, and what follows from the other keys."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from rlhf.config import Stage, checked, split_batch
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, Refusal
 from rlhf.methods import METHODS, resolve
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
+from rlhf.shell import element
 
 # Fields of TRL's configs that are arithmetic or placement: they follow from our own keys and are never written twice.
 COMPUTED = {
@@ -32,6 +34,17 @@ COMPUTED = {
     "model_init_kwargs": "the groups model and quantization",
     "hub_token": "the environment variable HF_TOKEN, so that no token reaches a file",
     "resume_from_checkpoint": "the run folder: a stage that is started again goes on by itself",
+}
+# and those that have no place here: why, and what does it instead
+UNSUITED = {
+    "push_to_hub": (
+        "a run writes into its folder only",
+        "hf upload <user>/<name> <run folder>/final, once it has finished",
+    ),
+    "label_smoothing_factor": (
+        "the losses here know nothing of it",
+        "method.args.label_smoothing= where the method has it",
+    ),
 }
 
 
@@ -80,13 +93,87 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
     placed = {key: value for key, value in placed.items() if key in known}
     try:
         return cls(**(defaults | settings | placed | computed))
-    except (ValueError, TypeError) as error:
-        name, reason = f"{cls.__module__.split('.')[0]}.{cls.__name__}", str(error).splitlines()[0]
-        raise ConfigError(f"method.args is refused by {name}: {reason}") from error
+    except Exception as error:  # it only holds values, so what it raises is about them
+        name, reason = f"{cls.__module__.split('.')[0]}.{cls.__name__}", str(error).partition("\n")[0]
+        why = f"refused by {name}: {reason or type(error).__name__}"
+        for key, value in settings.items():
+            try:
+                cls(**(defaults | placed | computed | {key: value}))
+            except Exception as alone:
+                if str(alone) == str(error):
+                    raise Refusal(f"method.args.{key}", element(value), why) from error
+        raise ConfigError(f"method.args is {why}") from error
+
+
+def try_arguments(stage: Stage, args: Any) -> None:
+    """Make of nothing what a trainer makes of its arguments: an optimizer, a schedule, a loader, a compiler, an evaluation's best.
+
+    Raises:
+        Refusal: one of them can't be made; the trainer would find out when the old run is gone already.
+    """
+    import torch
+    from accelerate.utils import DynamoBackend
+    from torch.utils.data import DataLoader
+    from transformers import Trainer, get_scheduler
+    from transformers.utils import logging
+    from transformers.utils.import_utils import is_liger_kernel_available
+
+    def optimizer() -> torch.optim.Optimizer:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        return kind([torch.nn.Parameter(torch.zeros(1))], **options)
+
+    def schedule() -> Any:
+        plain, more = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), args.lr_scheduler_kwargs
+        return get_scheduler(args.lr_scheduler_type, plain, 1, 2, scheduler_specific_kwargs=dict(more or {}))
+
+    def loader() -> Any:
+        keys = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+        return DataLoader([0], **{key: getattr(args, f"dataloader_{key}", None) for key in keys})  # type: ignore
+
+    def mode() -> None:
+        from torch._inductor import list_mode_options
+
+        _among(list_mode_options(), args.torch_compile_mode)
+
+    def liger() -> None:
+        if args.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError("the package is not there: python -m pip install liger-kernel")
+
+    trials = {
+        "optim optim_args": optimizer,
+        "lr_scheduler_type lr_scheduler_kwargs": schedule,
+        "dataloader_num_workers dataloader_persistent_workers dataloader_prefetch_factor "
+        "dataloader_multiprocessing_context": loader,
+        "use_liger_kernel": liger,
+        "log_level": lambda: _among(["passive", *logging.get_log_levels_dict()], args.log_level),
+        "log_level_replica": lambda: _among(["passive", *logging.get_log_levels_dict()], args.log_level_replica),
+        "torch_compile_backend": lambda: _among(
+            [one.value.lower() for one in DynamoBackend], args.torch_compile_backend
+        ),
+        "torch_compile_mode": mode,
+    }
+    given = stage.method.args
+    for keys, make in trials.items():
+        if not given.keys() & set(keys.split()):
+            continue
+        try:
+            make()
+        except Exception as error:  # of any library
+            key = next(key for key in reversed(keys.split()) if key in given)
+            why = str(error).partition("\n")[0] or type(error).__name__
+            raise Refusal(f"method.args.{key}", element(given[key]), why) from error
+
+
+def _among(known: Iterable[str], value: Any) -> None:
+    if value is not None and value not in known:
+        raise ValueError(f"not one of {', '.join(known)}")
 
 
 def method_arguments(stage: Stage) -> dict[str, Any]:
     """`method.args`, with the types of the trainer's config class."""
+    for key, (why, fix) in UNSUITED.items():
+        if value := stage.method.args.get(key):
+            raise Refusal(f"method.args.{key}", element(value), why, fix=fix)
     for key in sorted(COMPUTED.keys() & stage.method.args.keys()):
         raise ConfigError(f"method.args.{key} is not set by hand; it follows from {COMPUTED[key]}")
     return checked(config_class(stage.method.name), dict(stage.method.args), "method.args")

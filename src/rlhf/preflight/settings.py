@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf.config import REPO, Stage, options, template_file
 from rlhf.data import sources
-from rlhf.errors import ConfigError, nearest
+from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.files import FINAL
 from rlhf.methods import METHODS, REPORTED
 from rlhf.monitor import rules
@@ -67,6 +67,8 @@ ARGUMENTS = {
 
 def check_settings(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
+    if unnamable := [*_names(stage)]:  # no place of that name can be looked up
+        raise ConfigError("\n".join(unnamable))
     problems = [
         *_values(stage),
         *_numbers(stage),
@@ -89,18 +91,25 @@ def _get(stage: Stage, key: str) -> object:
     return value
 
 
+def _names(stage: Stage) -> Iterator[str]:
+    """Folders and files by names that no file system takes, or that lie elsewhere than where a run may be."""
+    given = [(key, _get(stage, key)) for key in ("run.recipe", "run.stage", *PATHS_GIVEN)]
+    for key, value in [*given, *(("method.reward_model", value) for value in stage.method.reward_models)]:
+        longest = max(len(os.fsencode(part)) for part in str(value).split("/"))
+        if longest > NAME_MAX:
+            what = f"has {longest} bytes in the name of a folder or file, and file systems take {NAME_MAX}"
+            yield str(Refusal(key, f"{str(value)[:20]}…", what))
+    for key in ("run.recipe", "run.stage"):
+        value = str(_get(stage, key))
+        if {"", ".", ".."} & set(value.split("/")) or value.startswith("~") or "\0" in value:
+            fix = f"{key}={'mine' if key == 'run.recipe' else 'sft-2'}"
+            yield str(Refusal(key, repr(value), "must be a plain folder name inside run.root", fix=fix))
+
+
 def _values(stage: Stage) -> Iterator[str]:
     for key, allowed in ALLOWED.items():
         if (value := _get(stage, key)) not in allowed:
             yield f"{key}={value} is not one of {', '.join(allowed)}{nearest(value, allowed)}"
-    for key in ("run.recipe", "run.stage"):
-        value = str(_get(stage, key))
-        longest = max(len(os.fsencode(part)) for part in value.split("/"))
-        if longest > NAME_MAX:
-            yield f"{key}={value[:20]}… has {longest} bytes in a folder name, and file systems take {NAME_MAX}"
-        if not value or ".." in value or value.startswith(("/", "~")) or "\0" in value:
-            yield f"{key}={value!r} must be a plain folder name inside run.root"
-
     for key in PATHS_GIVEN:
         if _get(stage, key) == "":
             yield f"{key}= is empty; a variable of the shell may have no value"

@@ -171,6 +171,8 @@ def may_resume(stage: Stage) -> bool:
     if stage.run.overwrite:
         _ours(stage)
         return False
+    if read_run(stage.path).get("stage", stage.run.stage) != stage.run.stage:
+        _ours(stage)
     now = state(stage)
     if now in ("finished", "stale"):
         what = "a finished run" if now == "finished" else f"a run with other inputs ({changes(stage)})"

@@ -79,11 +79,11 @@ def refuse(stage: Stage) -> bool:
     check_repositories([stage])
     check_machine(stage)
     quiet()  # from here on libraries are imported that take seconds
-    from rlhf.methods.arguments import check_arguments, training_arguments
+    from rlhf.methods.arguments import check_arguments, training_arguments, try_arguments
     from rlhf.models.checks import check_model
 
     check_arguments(stage)
-    training_arguments(stage)
+    try_arguments(stage, training_arguments(stage))
     check_model(stage)
     return resume
 
