@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from collections import Counter
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -17,6 +18,16 @@ if "HF_DATASETS_CACHE" not in os.environ:  # by the first process, and its worke
     os.environ["HF_DATASETS_CACHE"] = mkdtemp(prefix="datasets-")
     atexit.register(rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small lose more to threads that wait for each other than they gain
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the cases of tests/faults ended in, counted."""
+    reports = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    seen = Counter(what for report in reports for name, what in report.user_properties if name == "fault")
+    if seen:
+        terminalreporter.section(f"{seen.total()} faults, by what they ended in")
+        for what, count in sorted(seen.items()):
+            terminalreporter.write_line(f"{count:4}  {what}")
 
 
 @pytest.fixture
