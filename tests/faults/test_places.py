@@ -157,7 +157,7 @@ def test_what_is_not_a_run_of_this_stage_is_left_alone(below, door, seen, what, 
         ("model.path=nowhere/at/all", "model.path=nowhere/at/all"),
     ],
 )
-def test_what_cannot_work_is_refused_and_the_old_run_stays(whole, below, door, seen, more, said):
+def test_what_cannot_work_is_refused_and_the_old_run_stays(below, door, seen, more, said):
     """Also with run.overwrite=true, which would have replaced a finished run."""
     root = below("")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -166,6 +166,26 @@ def test_what_cannot_work_is_refused_and_the_old_run_stays(whole, below, door, s
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     seen("refused by its setting, nothing touched")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("+method.args.f_divergence_type=x", "method.args.f_divergence_type=x: not one of reverse_kl"),
+        ("+method.args.use_weighting=true", "method.args.use_weighting=true: TRL 1.12 weights"),
+        ("+method.args.activation_offloading=true", "method.args.activation_offloading=true: there is no GPU"),
+        ("+method.args.sync_ref_model=true", "method.args.sync_ref_model=true: "),
+        ("+method.args.gradient_checkpointing_kwargs=x", "method.args.gradient_checkpointing_kwargs=x: is no mapping"),
+        ("+method.args.length_column_name=x", "method.args.length_column_name=x: rows have their length"),
+        ("+method.args.parallelism_config=x", "method.args.parallelism_config=x: "),
+        ("+method.args.metric_for_best_model=x", "method.args.metric_for_best_model=x: "),
+    ],
+)
+def test_what_dpo_cannot_work_with_names_its_setting(below, door, seen, more, said):
+    root = below("dpo")
+    done = door("train.py", *settings("dpo", root), more)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    seen("refused by its setting")
 
 
 @pytest.mark.parametrize("place", ["/proc/no/runs", "/dev/null/runs"])

@@ -1,15 +1,16 @@
 """From YAML to the config classes of TRL: `method.args` over our defaults, and what follows from the other keys."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from rlhf.config import Stage, checked, split_batch
-from rlhf.errors import ConfigError, Refusal
+from rlhf.errors import ConfigError, Refusal, StageError
 from rlhf.methods import METHODS, resolve
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
-from rlhf.shell import element
+from rlhf.shell import element, setting
 
 # Fields of TRL's configs that are arithmetic or placement: they follow from our own keys and are never written twice.
 COMPUTED = {
@@ -41,6 +42,8 @@ UNSUITED = {
         "a run writes into its folder only",
         "hf upload <user>/<name> <run folder>/final, once it has finished",
     ),
+    "parallelism_config": ("one process trains on one device here", "null"),
+    "length_column_name": ("rows have their length in tokens in a column of that name already", "null"),
     "label_smoothing_factor": (
         "the losses here know nothing of it",
         "method.args.label_smoothing= where the method has it",
@@ -135,6 +138,19 @@ def try_arguments(stage: Stage, args: Any) -> None:
 
         _among(list_mode_options(), args.torch_compile_mode)
 
+    def weighting() -> None:
+        if args.use_weighting and "sft" in args.loss_type:
+            raise ValueError(
+                "TRL 1.12 weights a loss of pairs in place, which the loss_type sft is not: take one of them out"
+            )
+
+    def offloading() -> None:
+        if args.activation_offloading and args.use_cpu:
+            raise ValueError("there is no GPU to take activations from")
+
+    def divergence() -> None:
+        _among(["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"], args.f_divergence_type)
+
     def liger() -> None:
         if args.use_liger_kernel and not is_liger_kernel_available():
             raise ImportError("the package is not there: python -m pip install liger-kernel")
@@ -145,6 +161,9 @@ def try_arguments(stage: Stage, args: Any) -> None:
         "dataloader_num_workers dataloader_persistent_workers dataloader_prefetch_factor "
         "dataloader_multiprocessing_context": loader,
         "use_liger_kernel": liger,
+        "use_weighting": weighting,
+        "activation_offloading": offloading,
+        "f_divergence_type": divergence,
         "log_level": lambda: _among(["passive", *logging.get_log_levels_dict()], args.log_level),
         "log_level_replica": lambda: _among(["passive", *logging.get_log_levels_dict()], args.log_level_replica),
         "torch_compile_backend": lambda: _among(
@@ -153,6 +172,11 @@ def try_arguments(stage: Stage, args: Any) -> None:
         "torch_compile_mode": mode,
     }
     given = stage.method.args
+    for key, value in given.items():
+        if key.endswith("_kwargs") and value is not None and not isinstance(value, dict):
+            raise Refusal(
+                f"method.args.{key}", element(value), "is no mapping", fix=setting(f"method.args.{key}", {"a": 1})
+            )
     for keys, make in trials.items():
         if not given.keys() & set(keys.split()):
             continue
@@ -162,6 +186,14 @@ def try_arguments(stage: Stage, args: Any) -> None:
             key = next(key for key in reversed(keys.split()) if key in given)
             why = str(error).partition("\n")[0] or type(error).__name__
             raise Refusal(f"method.args.{key}", element(given[key]), why) from error
+
+
+def named(stage: Stage, error: BaseException) -> BaseException:
+    """An error of a library that names a setting of `method.args`, as a Refusal of that setting; any other as it is."""
+    key = next((key for key in stage.method.args if re.search(rf"\b{key}\b", str(error))), None)
+    if isinstance(error, StageError) or key is None:
+        return error
+    return Refusal(f"method.args.{key}", element(stage.method.args[key]), str(error).partition("\n")[0].strip("'\""))
 
 
 def _among(known: Iterable[str], value: Any) -> None:

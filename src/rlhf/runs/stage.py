@@ -105,9 +105,13 @@ def prepare(stage: Stage) -> tuple[Any, Any]:
 def build(stage: Stage, tokenizer: Any, data: Any) -> Any:
     """The method's trainer, after a header that says what it will do."""
     from rlhf import methods
+    from rlhf.methods.arguments import named
 
     console.header(stage, data)
-    trainer = methods.build(stage, tokenizer, data)
+    try:
+        trainer = methods.build(stage, tokenizer, data)
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise named(stage, error) from error
     if sum(p.numel() for p in trainer.model.parameters()) >= LARGE:
         return_freed_memory()
     return trainer
@@ -115,6 +119,7 @@ def build(stage: Stage, tokenizer: Any, data: Any) -> Any:
 
 def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Record) -> None:
     """Train, from the last checkpoint if there is one; raises when a guard or a signal ends it before its last step."""
+    from rlhf.methods.arguments import named
     from rlhf.runs import callbacks
 
     run.write("trainer_args.json", trainer.args.to_sanitized_dict())
@@ -126,6 +131,8 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
             callbacks.go_on(trainer, checkpoint)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (ValueError, KeyError) as error:  # as of `metric_for_best_model`, whose names an evaluation gives
+        raise named(stage, error) from error
     finally:
         preemption.over()
     if watching.stops:
