@@ -5,7 +5,11 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "src/rlhf"
-APART = {"recipes", "ppo/defects"}  # the YAML recipes on this machine, and the tests that stock TRL must fail
+APART = {
+    "recipes",
+    "ppo/defects",
+    "faults",
+}  # the YAML recipes on this machine, what stock TRL must fail, what strikes runs
 
 
 def test_every_folder_of_tests_is_a_room_of_the_package():

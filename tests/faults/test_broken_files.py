@@ -8,7 +8,7 @@ import pytest
 from rlhf import files
 from rlhf.errors import DataError
 from rlhf.reports.reproduce import measured
-from tests.faults.conftest import METHODS, left, settings
+from tests.faults.tiny import METHODS, left, settings
 
 pytestmark = pytest.mark.slow
 

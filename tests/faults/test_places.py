@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rlhf.config import REPO
-from tests.faults.conftest import METHODS, left, settings
+from tests.faults.tiny import METHODS, left, settings
 
 pytestmark = pytest.mark.slow
 

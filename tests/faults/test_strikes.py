@@ -5,7 +5,7 @@ from itertools import cycle
 
 import pytest
 
-from tests.faults.conftest import METHODS, left, settings
+from tests.faults.tiny import METHODS, left, settings
 from tests.faults.traps import STRIKES
 
 pytestmark = pytest.mark.slow

@@ -141,7 +141,7 @@ def test_patience_goes_on_where_a_run_was_interrupted(compose_stage, checkpoint,
     for first in (0, checkpoint):
         callbacks = MetricsFile(stage.path), Watch(None, stage)
         for callback in callbacks:
-            callback.on_train_begin(args, SimpleNamespace(global_step=first), control)
+            callback.on_train_begin(args, SimpleNamespace(global_step=first, log_history=[]), control)
         for step, kl in list(enumerate([1.0, 20.0, 20.0, 20.0, 20.0], start=1))[first:]:
             for callback in callbacks:
                 callback.on_log(args, SimpleNamespace(global_step=step), control, logs={"objective/kl_k3": kl})

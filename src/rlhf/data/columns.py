@@ -138,14 +138,14 @@ def _found_out(
         if dataset.format == "plain":
             return form, "pairs of texts that begin alike", there, dataset
         why = "two texts of which no column holds the prompt"
-        fix = "dataset.format=plain, which takes what both begin with, or +dataset.columns.prompt= the column that asks"
+        fix = "dataset.format=plain   (the prompt is what both begin with), or +dataset.columns.prompt= the column that asks"
         raise DataError(f"{rows[0].where}: {chosen} and {there['rejected']} are {why}\n  fix: {fix}")
     if kind == "demonstrations" and _texts(held.get("text", ())) and dataset.format == "chat":
         why = f"the rows of {rows[0].where.rpartition(':')[0]} are texts without turns"
         raise DataError(f"dataset.format=chat: {why}\n  fix: dataset.format=plain +dataset.columns.text=text")
     if kind == "pairs" and any(isinstance(value, bool) for value in held.get("label", ())):
         why = "thumbs up and down, each for one reply, are no pairs"
-        raise DataError(f"{rows[0].where}: {why}\n  fix: method=sft, which learns the replies that people liked")
+        raise DataError(f"{rows[0].where}: {why}\n  fix: method=sft   (it learns the replies that people liked)")
     return form, "", there, dataset
 
 

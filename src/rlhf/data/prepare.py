@@ -275,7 +275,7 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
         if METHODS[stage.method.name].leaves == "policy" and not all((*learned, *other)):
             why = f"a reply holds what a tool said, which {stage.method.name} would learn to say"
             raise BadRow(
-                "tool turns in a reply", why, fix="method=reward, which only reads it, or rows that part after it"
+                "tool turns in a reply", why, fix="method=reward   (it only reads it), or rows that part after it"
             )
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > stage.dataset.max_length:
