@@ -43,6 +43,14 @@ def test_exit_codes(error, code, capsys):
         assert len(capsys.readouterr().err.splitlines()) <= 6
 
 
+def test_an_error_that_is_its_own_cause_is_told_all_the_same():
+    from rlhf.door import translate
+
+    error = ValueError("x")
+    error.__cause__ = error
+    assert translate(error) is error
+
+
 def test_a_long_list_of_problems_is_cut(capsys):
     with pytest.raises(SystemExit):
         doors._leave(ConfigError("\n".join(f"problem {i}" for i in range(20))))

@@ -249,7 +249,9 @@ def translate(error: BaseException) -> BaseException:
 def _disk_full(error: BaseException | None) -> bool:
     """Whether a full disk, a quota or a limit on the size of files is behind an error, which libraries put into words of theirs."""
     words = ("No space left", "os error 28", "Disk quota exceeded", "os error 122", "File too large", "os error 27")
-    while error is not None:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:  # who raises an error from itself makes a circle
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if type(error).__name__ in ("SafetensorError", "RuntimeError") and any(word in str(error) for word in words):

@@ -317,7 +317,11 @@ def test_own_names_beside_a_preset(compose_stage, tmp_path):
 REFUSED = {
     "texts": ("demonstrations", {"text": "a"}, "fix: dataset.format=plain +dataset.columns.text=text"),
     "thumbs": ("pairs", {"prompt": "a", "completion": "b", "label": True}, "fix: method=sft"),
-    "steps": ("pairs", {"prompt": "a", "completions": ["b", "c"], "labels": [True, False]}, "not a column of"),
+    "steps": (
+        "pairs",
+        {"prompt": "a", "completions": ["b", "c"], "labels": [True, False]},
+        "which no method here learns from",
+    ),
     "a class": ("demonstrations", {"sentence": "a", "label": 3}, "dataset.columns.messages=messages: not a column"),
 }
 

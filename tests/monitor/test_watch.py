@@ -139,9 +139,10 @@ def test_patience_goes_on_where_a_run_was_interrupted(compose_stage, checkpoint,
     stage.monitor = Monitor(window=1, rules={"kl": Rule("warn", 3, ["kl > 10"], "less")})
     args, control = SimpleNamespace(eval_strategy="no"), SimpleNamespace(should_save=False, should_training_stop=False)
     for first in (0, checkpoint):
+        logged = [{"step": first}] if first else []
         callbacks = MetricsFile(stage.path), Watch(None, stage)
         for callback in callbacks:
-            callback.on_train_begin(args, SimpleNamespace(global_step=first, log_history=[]), control)
+            callback.on_train_begin(args, SimpleNamespace(global_step=first, log_history=logged), control)
         for step, kl in list(enumerate([1.0, 20.0, 20.0, 20.0, 20.0], start=1))[first:]:
             for callback in callbacks:
                 callback.on_log(args, SimpleNamespace(global_step=step), control, logs={"objective/kl_k3": kl})

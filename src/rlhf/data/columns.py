@@ -146,6 +146,10 @@ def _found_out(
     if kind == "pairs" and any(isinstance(value, bool) for value in held.get("label", ())):
         why = "thumbs up and down, each for one reply, are no pairs"
         raise DataError(f"{rows[0].where}: {why}\n  fix: method=sft   (it learns the replies that people liked)")
+    if any(isinstance(value, list) for value in held.get("completions", ())):
+        why = "several completions of one prompt, steps perhaps with a label each, which no method here learns from"
+        fix = "rows with prompt and completion for method=sft, or prompt, chosen and rejected for method=dpo and method=reward"
+        raise DataError(f"{rows[0].where}: {why}\n  fix: {fix}")
     return form, "", there, dataset
 
 

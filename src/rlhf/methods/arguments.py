@@ -188,11 +188,11 @@ def try_arguments(stage: Stage, args: Any) -> None:
             raise Refusal(f"method.args.{key}", element(given[key]), why) from error
 
 
-def named(stage: Stage, error: BaseException) -> BaseException:
-    """An error of a library that names a setting of `method.args`, as a Refusal of that setting; any other as it is."""
+def named(stage: Stage, error: BaseException) -> Refusal | None:
+    """An error of a library that names a setting of `method.args`, as a Refusal of that setting; None for any other."""
     key = next((key for key in stage.method.args if re.search(rf"\b{key}\b", str(error))), None)
     if isinstance(error, StageError) or key is None:
-        return error
+        return None
     return Refusal(f"method.args.{key}", element(stage.method.args[key]), str(error).partition("\n")[0].strip("'\""))
 
 

@@ -111,7 +111,9 @@ def build(stage: Stage, tokenizer: Any, data: Any) -> Any:
     try:
         trainer = methods.build(stage, tokenizer, data)
     except (ValueError, NotImplementedError, ImportError) as error:
-        raise named(stage, error) from error
+        if refusal := named(stage, error):
+            raise refusal from error
+        raise
     if sum(p.numel() for p in trainer.model.parameters()) >= LARGE:
         return_freed_memory()
     return trainer
@@ -132,7 +134,9 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (ValueError, KeyError) as error:  # as of `metric_for_best_model`, whose names an evaluation gives
-        raise named(stage, error) from error
+        if refusal := named(stage, error):
+            raise refusal from error
+        raise
     finally:
         preemption.over()
     if watching.stops:
