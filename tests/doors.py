@@ -118,6 +118,7 @@ def serve() -> list[str]:
             for place, name in enumerate(("stdin", "stdout", "stderr")):
                 os.dup2(os.open(Path(more, name), os.O_RDONLY if place == 0 else os.O_WRONLY | os.O_CREAT), place)
             sys.stdin = os.fdopen(0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
             if trap[0]:
                 sys.path[:0] = [str(REPO), str(REPO / "src")]
                 getattr(importlib.import_module("tests.faults.traps"), trap[0][0])(*trap[0][1:])

@@ -76,13 +76,19 @@ def test_what_is_read_is_verified(whole, below, door, seen, name, how):
     seen("refused with the file's name, nothing touched")
 
 
+@pytest.fixture(scope="module")
+def answers(whole, door):
+    """What a reader says of the unbroken runs."""
+    return {reader: ask(door, whole, reader).stdout for reader in set(UNREAD.values())}
+
+
 @pytest.mark.parametrize(("name", "how"), product(UNREAD, BREAKS), ids=lambda value: getattr(value, "__name__", value))
-def test_what_is_not_read_hinders_nobody(whole, below, door, seen, name, how):
+def test_what_is_not_read_hinders_nobody(whole, below, answers, door, seen, name, how):
     root = below("")
-    wanted = ask(door, root, UNREAD[name])
     how(root / "support/sft" / name) if (root / "support/sft" / name).is_file() else None
     done = ask(door, root, UNREAD[name])
-    assert (done.returncode, done.stdout) == (0, wanted.stdout), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(str(root), "") == answers[UNREAD[name]].replace(str(whole), "")
     seen("not needed: as the unbroken run")
 
 
