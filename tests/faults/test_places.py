@@ -59,10 +59,8 @@ def test_a_signal_to_the_pipeline_ends_its_stage_and_the_same_command_goes_on(
         time.sleep(0.02)
     running.send_signal(number)
     assert running.wait() == {signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
-    script = (
-        "pipeline.py" if number == signal.SIGTERM else "train.py"
-    )  # which is what the other would start, after 5 s of imports
-    command = command if script == "pipeline.py" else settings("sft", root)
+    script = "train.py" if number == signal.SIGKILL else "pipeline.py"  # the first starts sooner
+    command = settings("sft", root) if script == "train.py" else command
     again = door(script, *command)  # at once: what was started is gone, or this would be refused
     for _ in range(50):
         if again.returncode != 5:
