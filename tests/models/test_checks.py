@@ -110,7 +110,7 @@ def test_sizes_of_which_no_model_can_be_made_are_refused(compose_stage, init, wo
 
 
 def test_a_size_may_have_the_name_that_all_architectures_share(compose_stage):
-    init = "model.init={model_type: gpt2, hidden_size: 32, n_head: 4}"
+    init = "model.init={model_type: gpt2, hidden_size: 32, n_head: 4, attn_pdrop: 0, bos_token_id: 0}"
     check_model(compose_stage("recipes=support/base", "model=qwen3_8b", init))
 
 

@@ -109,7 +109,7 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
 
 
 def try_arguments(stage: Stage, args: Any) -> None:
-    """Make of nothing what a trainer makes of its arguments: an optimizer, a schedule, a loader, a compiler, an evaluation's best.
+    """Make of nothing what a trainer makes of its arguments: an optimizer, a schedule, a loader, a compiler.
 
     Raises:
         Refusal: one of them can't be made; the trainer would find out when the old run is gone already.

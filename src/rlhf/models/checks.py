@@ -93,7 +93,9 @@ def _new_config(init: dict[str, Any]) -> Any:
     for name, value in sizes.items():
         if name not in known:
             raise Refusal(f"model.init.{name}", value, f"{kind} has no such size{nearest(name, known)}")
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        usual = getattr(plain, name, None)  # what is 0 or nothing in others may be so here, and ids start at 0
+        counts = isinstance(usual, int) and usual > 0 and not name.endswith("_id")
+        if counts and isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise Refusal(f"model.init.{name}", value, "a size starts at 1")
     try:
         config = AutoConfig.for_model(kind, **sizes)

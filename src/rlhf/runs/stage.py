@@ -170,7 +170,7 @@ def _write(stage: Stage, tokenizer: Any, trainer: Any, folder: Path) -> None:
         save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
     for file in folder.rglob("adapter_config.json"):
         config = files.read_json(file)
-        if isinstance(config["target_modules"], list):  # PEFT writes the names of layers as their hashes fall
+        if isinstance(config.get("target_modules"), list):  # PEFT writes the names of layers as their hashes fall
             config["target_modules"].sort()
         if stage.model.path is not None:  # the adapter it began with may name a base that has been moved since
             config["base_model_name_or_path"] = str(stage.model.path)
