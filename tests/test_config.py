@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from rlhf.config import GROUPS, REPO, compose_config, needs, options, split_batch, to_stage
 from rlhf.errors import ConfigError, StageError
-from rlhf.methods.arguments import training_arguments
+from rlhf.methods import METHODS
+from rlhf.methods.arguments import check_arguments, training_arguments
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
 from rlhf.preflight.settings import check_machine, check_settings
@@ -260,6 +261,8 @@ def test_contradictions_are_refused_before_anything_heavy(compose_stage, overrid
         ("method=ppo,method.args.missing_eos_penalty=nan", "finite"),
         ("method=dpo,method.args.label_smoothing=2", "at least 0 and at most 1"),
         ("method=dpo,method.args.loss_weights=[1,nan]", "finite"),
+        ("method=ppo,method.args.response_length=nan", "above 0"),
+        ("debug.reply_tokens=0", "at least 1"),
     ],
 )
 def test_a_number_that_no_trainer_takes_is_refused(compose_stage, override, limits):
@@ -270,6 +273,49 @@ def test_a_number_that_no_trainer_takes_is_refused(compose_stage, override, limi
         check_settings(stage, planned=STAGES)
     said = next(line for line in str(refused.value).splitlines() if line.startswith(key))
     assert limits in said.partition("must be ")[2], said
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("method.args.eos_token_ids=2", "a list"),
+        ("method.args.fsdp_config=[a]", "a mapping or a text"),
+        ("adapter.args.rank_pattern=[a]", "a mapping"),
+        ("adapter.args.target_modules=3", "a list or a text"),
+    ],
+)
+def test_a_field_of_several_types_takes_one_of_them(compose_stage, setting, what):
+    stage = compose_stage("recipes=support/ppo", setting)
+    with pytest.raises(ConfigError, match=f"is not {what}"):
+        check_arguments(stage)
+
+
+@pytest.mark.parametrize("value", ["abc", "true", "[16]", "{a: 16}"])
+@pytest.mark.parametrize("name", ["response_length", "num_mini_batches", "total_episodes"])
+def test_what_is_no_number_is_told_before_it_is_reckoned_with(compose_stage, name, value):
+    stage = compose_stage("recipes=support/ppo", f"method.args.{name}={value}")
+    with pytest.raises(ConfigError) as refused:
+        check_settings(stage, planned=STAGES)
+    assert str(refused.value) == f"method.args.{name}={value} is not a number"
+
+
+@pytest.mark.parametrize("key", METHODS["ppo"].unread)
+def test_what_a_loop_has_no_use_for_is_refused(compose_stage, key):
+    stage = compose_stage("recipes=support/ppo", f"method.args.{key}=1")
+    with pytest.raises(ConfigError, match=f"method.args.{key}=1 is for TRL's trainers"):
+        check_settings(stage, planned=STAGES)
+    check_settings(compose_stage("recipes=support/ppo", f"method.args.{key}=null"), planned=STAGES)
+
+
+@pytest.mark.parametrize(("given", "sampled"), [(48, 16), (8, 8)])
+def test_smoke_is_short_for_ppo_too(compose_stage, given, sampled):
+    from rlhf.methods.arguments import method_arguments
+    from rlhf.preflight.memory import argument
+
+    long = ["recipes=support/ppo", f"method.args.response_length={given}"]
+    stage = compose_stage(*long, "debug=smoke")
+    assert method_arguments(stage)["response_length"] == argument(stage, "response_length") == sampled
+    assert method_arguments(compose_stage(*long))["response_length"] == given
 
 
 @pytest.mark.parametrize(

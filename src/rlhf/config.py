@@ -158,6 +158,11 @@ class Monitor:
 class Debug:
     max_steps: int | None = MISSING
     rows: int | None = MISSING
+    reply_tokens: int | None = None  # a default, because older runs have none in their config.yaml
+
+    def shortened(self, reply_length: Any) -> int:
+        """Tokens of the longest reply that training samples, given what `method.args` says."""
+        return int(reply_length) if self.reply_tokens is None else min(int(reply_length), self.reply_tokens)
 
 
 @dataclass
@@ -460,8 +465,19 @@ def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
+# what a hint asks for, in words
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
 def typed(hint: Any, value: Any) -> Any:
-    """`value` as the scalar of a hint such as `float | None`; for other hints as it is.
+    """`value` as the scalar of a hint such as `float | None`; for other hints as it is, where it is of one of their types.
 
     Raises ConfigError that says what it is not: of that type, or one of the choices of a Literal.
     """
@@ -469,18 +485,26 @@ def typed(hint: Any, value: Any) -> Any:
         choices = [str(choice) for choice in typing.get_args(hint)]
         raise ConfigError(f"is not one of {', '.join(choices)}{nearest(value, choices)}")
     kind = _scalar(hint)
-    if kind is None or value is None:
+    if value is None:
+        return value
+    if kind is None:
+        kinds = {typing.get_origin(member) or member for member in _members(hint)}
+        if kinds <= WORDS.keys() and not isinstance(value, tuple(kinds | ({int} if float in kinds else set()))):
+            raise ConfigError(f"is not {' or '.join(sorted(WORDS[kind] for kind in kinds))}")
         return value
     schema = dataclasses.make_dataclass("Typed", [("value", kind, dataclasses.field(default=MISSING))])
     try:
         return OmegaConf.merge(OmegaConf.structured(schema), {"value": value}).value
     except OmegaConfBaseException as error:
-        what = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-        raise ConfigError(f"is not {what}") from error
+        raise ConfigError(f"is not {WORDS[kind]}") from error
+
+
+def _members(hint: Any) -> list[Any]:
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return [kind for kind in members if kind is not type(None)]
 
 
 def _scalar(hint: Any) -> type | None:
     """The one scalar type of a hint such as `float | None`; None where there are several, or a container."""
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    kinds = [kind for kind in members if kind is not type(None)]
+    kinds = _members(hint)
     return kinds[0] if len(kinds) == 1 and kinds[0] in (int, float, bool, str) else None

@@ -74,12 +74,14 @@ class Preempted(StageError):
     code = 75
 
 
-def nearest(word: object, known: Iterable[str], count: int = 3) -> str:
-    """`; did you mean a, b?` for the known words that contain this one or are close to it, or the empty string."""
+def nearest(word: object, known: Iterable[str], count: int = 3, before: str = "") -> str:
+    """`; did you mean a, b?` for the known words that contain this one or are close to it, each with `before` in front,
+    or the empty string."""
     text, names = str(word), sorted(set(known), key=lambda name: (len(name), name))
     inside = [name for name in names if len(text) > 2 and text in name]
     near = [*inside, *difflib.get_close_matches(text, sorted(names), n=count, cutoff=0.5)]
-    return f"; did you mean {', '.join(list(dict.fromkeys(near))[:count])}?" if near else ""
+    said = ", ".join(before + name for name in list(dict.fromkeys(near))[:count])
+    return f"; did you mean {said}?" if said else ""
 
 
 class NonFinite(GuardStop, FloatingPointError):

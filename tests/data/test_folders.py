@@ -139,8 +139,8 @@ def test_what_save_to_disk_left_is_read(tmp_path):
     [
         ("rows", None),
         ("org/name", None),
-        ("rows/train.jsnl", "no such file or folder; did you mean train.jsonl"),
-        ("rows/trian.jsonl", "no such file or folder; did you mean train.jsonl"),
+        ("rows/train.jsnl", "no such file or folder; did you mean rows/train.jsonl"),
+        ("rows/trian.jsonl", "no such file or folder; did you mean rows/train.jsonl"),
         ("a/b/c", "no such file or folder"),
         ("some.jsonl", "no such file or folder"),
         ("https://example.org/my%20rows.jsonl", "an address is no file.*\n  fix: curl -LO"),

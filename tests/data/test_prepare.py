@@ -243,6 +243,17 @@ def test_a_row_more_takes_no_memory(ready):
     assert (high - low) / (many - few) < 6, "bytes a token"
 
 
+def test_where_no_terminal_is_a_line_tells_how_far_it_has_come(ready, monkeypatch, capsys):
+    make = ready([{"prompt": f"Tell {i}.", "completion": f"Reply {i}"} for i in range(1200)])
+    make()
+    assert "preparing" not in capsys.readouterr().err, "what is quickly done needs no line"
+    monkeypatch.setattr(store, "TOLD", 0.0)
+    shutil.rmtree(store.cache())
+    make()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert lines and all(line.startswith("preparing train: ") and "/1200 [" in line for line in lines), lines
+
+
 def test_small_splits_are_prepared_in_this_process():
     assert store.processes(None) == store.processes(0) == store.processes(store.ALONE) == 1
     assert store.processes(10 * store.ALONE) == len(os.sched_getaffinity(0))

@@ -180,6 +180,7 @@ def test_what_cannot_work_is_refused_and_the_old_run_stays(below, door, seen, mo
         ("+method.args.gradient_checkpointing_kwargs=x", "method.args.gradient_checkpointing_kwargs=x: is no mapping"),
         ("+method.args.length_column_name=x", "method.args.length_column_name=x: rows have their length"),
         ("+method.args.parallelism_config=x", "method.args.parallelism_config=x: "),
+        ("+method.args.torch_compile=true", "method.args.torch_compile=true: TRL 1.12 finds no adapter"),
         ("+method.args.metric_for_best_model=x", "method.args.metric_for_best_model=x: "),
     ],
 )

@@ -1,6 +1,8 @@
 """Each refusal of PPO says the setting, its value, why, what is allowed and a fix."""
 
 import ast
+import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,8 @@ from peft import get_peft_model
 
 from rlhf.config import REPO
 from rlhf.errors import ConfigError, Refusal
+from rlhf.methods import METHODS
+from rlhf.methods.arguments import COMPUTED, UNSUITED
 from rlhf.ppo import checkpoint, config
 from rlhf.ppo.assembly import assemble
 from rlhf.ppo.trainer import PPOConfig
@@ -44,6 +48,54 @@ def test_an_option_that_cannot_work_is_refused(workshop, arguments, message):
     with pytest.raises(ConfigError) as caught:
         config.check_args(args, workshop.tokenizer)
     assert str(caught.value) == message
+
+
+# read where another switch is on or a GPU is there, by the machine or by those who report; or what is so by default and can't be more so
+ELSEWHERE = {
+    *("activation_checkpointing_kwargs", "deepspeed", "fsdp_config", "stop_token_id", "num_train_epochs", "eval_delay"),
+    *("metric_for_best_model", "greater_is_better", "model_adapter_name", "ref_adapter_name", "tf32", "log_level"),
+    *("log_level_replica", "log_on_each_node", "project", "trackio_space_id", "trackio_bucket_id"),
+    *("trackio_static_space_id", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+    *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_timeout"),
+    *("local_rank", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "remove_unused_columns"),
+    *("average_tokens_across_devices", "eval_do_concat_batches", "dataloader_pin_memory", "dataloader_in_order"),
+    "ds3_gather_for_generation",
+}
+ABOUT_ALL = {
+    "__post_init__",
+    "to_dict",
+    "__str__",
+    "__repr__",
+    "choices",
+    "check_args",
+    "_asdict_inner",
+    "_validate_args",
+    "fields",
+}
+
+
+def test_every_field_is_read_or_refused(make_trainer, monkeypatch):
+    """What a user sets has an effect, is set by a key of ours, or is named: nothing is taken and left aside."""
+    read, get = set(), PPOConfig.__getattribute__
+
+    def noting(args, name):
+        if sys._getframe(1).f_code.co_name not in ABOUT_ALL:
+            read.add(name)
+        return get(args, name)
+
+    monkeypatch.setattr(PPOConfig, "__getattribute__", noting)
+    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    monkeypatch.undo()
+    unread = set(METHODS["ppo"].unread)
+    fields = {field.name for field in dataclasses.fields(PPOConfig) if field.init}
+    assert unread <= fields and len(unread) > 30
+    assert read & unread <= {"include_num_input_tokens_seen"}, (
+        "these have an effect"
+    )  # it logs a count that no loop of ours keeps
+    assert fields - read - unread - COMPUTED.keys() - UNSUITED.keys() - ELSEWHERE == set(), "neither read nor refused"
+    assert fields >= ELSEWHERE
 
 
 def test_choices_are_those_of_the_dataclass(arguments):

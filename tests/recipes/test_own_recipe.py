@@ -7,7 +7,7 @@ import pytest
 
 from rlhf import config
 from rlhf.config import REPO, compose_config, options, to_stage
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.preflight import hub
 from rlhf.preflight.settings import check_settings
 from rlhf.runs.pipeline import Pipeline
@@ -161,6 +161,27 @@ def test_the_doors_refuse_before_they_train(door, tmp_path, door_and_recipe):
     )
     assert "fix: HF_HUB_OFFLINE=0, or in model.path a local folder" in refused.stderr
     assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
+def test_what_is_no_repository_may_be_a_file_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("rows.jsonl", "mistral-7b"):
+        (tmp_path / name).touch()
+    stage = _stage(tmp_path)
+    stage.model.path, stage.dataset.path = "mistral", "rows"
+    with pytest.raises(ConfigError) as caught:
+        hub.check_repositories([stage])
+    for line in ("forbids to fetch it; did you mean mistral-7b?", "forbids to fetch it; did you mean rows.jsonl?"):
+        assert line in str(caught.value)
+
+
+def test_rows_that_are_not_there_are_refused_before_the_first_stage(tmp_path):
+    stages = [_stage(tmp_path), _stage(tmp_path)]
+    stages[0].dataset.path = f"{tmp_path}/zephyr-7b/sft/later.jsonl"  # what a stage of this recipe may write
+    stages[1].dataset.path = f"{tmp_path}/nowhere.jsonl"
+    with pytest.raises(DataError, match="dataset.path=.*/nowhere.jsonl: no such file or folder"):
+        hub.check_repositories(stages)
 
 
 def test_what_a_stage_writes_or_a_local_file_is_no_repository(tmp_path):

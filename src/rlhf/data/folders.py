@@ -21,22 +21,34 @@ ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.
 SHOWN = 12  # names in a message
 
 
+def check_path(given: str) -> Path:
+    """The file or folder that `dataset.path` names; raises DataError where there is none, with those beside it."""
+    path = Path(given).expanduser()
+    if "://" in given:
+        fix = f"curl -LO {shlex.quote(given)}   # then {setting('dataset.path', path.name)}"
+        if given.startswith("hf://datasets/"):
+            id = "/".join(given.removeprefix("hf://datasets/").split("/")[:2])
+            fix = setting("dataset.path", id)
+        raise DataError(f"dataset.path={given}: an address is no file, folder or hub id\n  fix: {fix}")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"dataset.path={given}: no such file or folder{beside(given)}")
+    return path
+
+
+def beside(given: str) -> str:
+    """`; did you mean data/a.jsonl?` for what lies where a path points to and is called alike, or the empty string."""
+    folder, _, name = given.rpartition("/")
+    place = Path(f"{folder}/" if folder or given.startswith("/") else ".").expanduser()
+    found = (one.name for one in place.iterdir()) if place.is_dir() else ()
+    return nearest(name, found, before=given.removesuffix(name))
+
+
 def open_path(dataset: Dataset, split: str) -> Rows:
     """The rows of a split; raises DataError where the path or the split is not there, with what there is."""
-    path = Path(dataset.path).expanduser()
-    if "://" in dataset.path:
-        fix = f"curl -LO {shlex.quote(dataset.path)}   # then {setting('dataset.path', path.name)}"
-        if dataset.path.startswith("hf://datasets/"):
-            id = "/".join(dataset.path.removeprefix("hf://datasets/").split("/")[:2])
-            fix = setting("dataset.path", id)
-        raise DataError(f"dataset.path={dataset.path}: an address is no file, folder or hub id\n  fix: {fix}")
+    path = check_path(dataset.path)
     if path.is_dir():
         saved = _saved(path, split, dataset)
         return _shards(_chosen(dataset, path, split)) if saved is None else saved
-    if not path.is_file():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = nearest(path.name, beside)
-        raise DataError(f"dataset.path={dataset.path}: no such file or folder{near}")
     if split != "train":
         role = _role(dataset, split)
         key = f"dataset.splits.{role}"

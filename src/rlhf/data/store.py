@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK = 512  # rows that are read before what came of them is written
 ALONE = 512  # rows up to which one process is faster than several
+TOLD = 10.0  # seconds between two lines on how far preparing has come, where no terminal shows a bar
 DONE, PROMPTS = "done.json", "prompts.u64"
 Tokens = dict[str, Any]
 
@@ -220,8 +221,32 @@ def _watch(futures: list[Future[Any]], done: Any, told: Any) -> None:
 def _bar(rows: int | None, what: str) -> Any:
     from tqdm import tqdm
 
-    quiet = not sys.stderr.isatty() or (rows is not None and rows <= ALONE)
-    return tqdm(total=rows, desc=what, unit=" rows", disable=quiet, leave=False, dynamic_ncols=True)
+    quiet = rows is not None and rows <= ALONE
+    if sys.stderr.isatty():
+        return tqdm(total=rows, desc=what, unit=" rows", disable=quiet, leave=False, dynamic_ncols=True)
+    return tqdm(
+        total=rows,
+        desc=what,
+        unit=" rows",
+        disable=quiet,
+        leave=False,
+        file=_Lines(),
+        ncols=0,
+        mininterval=TOLD,
+        delay=TOLD,
+        miniters=1,
+    )
+
+
+class _Lines:
+    """A file for a log: each state of a bar on a line of its own."""
+
+    def write(self, text: str) -> None:
+        if said := text.strip():
+            print(said, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class Writer:

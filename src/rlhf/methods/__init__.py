@@ -23,6 +23,44 @@ def held_out(names: Set[str]) -> set[str]:
     return {*names, *(f"eval_{name}" for name in names)}
 
 
+# of PPOConfig: compilers and kernels, loaders and samplers, what only Trainer's evaluation does, and examples that stock PPO prints
+_TRAINERS = (
+    *(
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "use_liger_kernel",
+        "liger_kernel_config",
+        "use_cache",
+    ),
+    *(
+        "optim_target_modules",
+        "neftune_noise_alpha",
+        "auto_find_batch_size",
+        "torch_empty_cache_steps",
+        "debug",
+        "full_determinism",
+    ),
+    *("gradient_checkpointing_kwargs", "bf16_full_eval", "fp16_full_eval", "eval_on_start", "eval_accumulation_steps"),
+    *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_use_gather_object", "label_names"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_drop_last"),
+    *(
+        "dataloader_multiprocessing_context",
+        "dataset_num_proc",
+        "train_sampling_strategy",
+        "save_only_model",
+        "save_on_each_node",
+    ),
+    *(
+        "enable_jit_checkpoint",
+        "ignore_data_skip",
+        "restore_callback_states_from_checkpoint",
+        "include_num_input_tokens_seen",
+    ),
+    *("num_sample_generations", "sft_model_path", "reward_model_path"),
+)
+
+
 @dataclass(frozen=True)
 class Method:
     """What the rest of the code asks about a method; `module:name` is imported when it is used.
@@ -40,6 +78,7 @@ class Method:
     - `chunked`: whether the default loss_type never holds the logits of a whole sequence
     - `smoothed`: each loss_type that reads label_smoothing, where the others ignore it without a word
     - `measured`: whether the benchmark holds its planned memory against a measured peak
+    - `unread`: fields of `config` that stand there for TRL's trainers, and that this method's own loop has no use for
     - `defaults`: of fields of `config` that the preflight reads, where they are this method's alone
     """
 
@@ -58,6 +97,7 @@ class Method:
     chunked: bool = False
     smoothed: tuple[str, ...] = ()
     measured: bool = False
+    unread: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,6 +155,7 @@ METHODS: dict[str, Method] = {
         reply_length="response_length",
         own_loop=True,
         measured=True,
+        unread=_TRAINERS,
     ),
 }
 

@@ -34,6 +34,9 @@ COMPUTED = {
     "chat_template_path": "model.chat_template",
     "model_init_kwargs": "the groups model and quantization",
     "hub_token": "the environment variable HF_TOKEN, so that no token reaches a file",
+    "trust_remote_code": "model.trust_remote_code",
+    "disable_tqdm": "what prints: a line a step, in place of a bar",
+    "logging_nan_inf_filter": "the guard that stops at a loss which is no number",
     "resume_from_checkpoint": "the run folder: a stage that is started again goes on by itself",
 }
 # and those that have no place here: why, and what does it instead
@@ -138,6 +141,15 @@ def try_arguments(stage: Stage, args: Any) -> None:
 
         _among(list_mode_options(), args.torch_compile_mode)
 
+    def compiler() -> None:
+        reads = stage.method.name == "dpo" and stage.adapter.name != "none"
+        if args.torch_compile and reads and not args.precompute_ref_log_probs:
+            why = "TRL 1.12 finds no adapter in a compiled model, and so no reference"  # dpo_trainer.py:1404
+            raise ValueError(f"{why}: method.args.precompute_ref_log_probs=true, or adapter=none")
+        if args.torch_compile:
+            kinds = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+            torch.compile(torch.sin, **kinds)(torch.zeros(1, device=args.device))
+
     def weighting() -> None:
         if args.use_weighting and "sft" in args.loss_type:
             raise ValueError(
@@ -170,6 +182,7 @@ def try_arguments(stage: Stage, args: Any) -> None:
             [one.value.lower() for one in DynamoBackend], args.torch_compile_backend
         ),
         "torch_compile_mode": mode,
+        "torch_compile_mode torch_compile_backend torch_compile": compiler,
     }
     given = stage.method.args
     for key, value in given.items():
@@ -208,7 +221,9 @@ def method_arguments(stage: Stage) -> dict[str, Any]:
             raise Refusal(f"method.args.{key}", element(value), why, fix=fix)
     for key in sorted(COMPUTED.keys() & stage.method.args.keys()):
         raise ConfigError(f"method.args.{key} is not set by hand; it follows from {COMPUTED[key]}")
-    return checked(config_class(stage.method.name), dict(stage.method.args), "method.args")
+    config, length = config_class(stage.method.name), METHODS[stage.method.name].reply_length
+    found = checked(config, dict(stage.method.args), "method.args")
+    return found | ({length: stage.debug.shortened(found.get(length, getattr(config, length)))} if length else {})
 
 
 def check_arguments(stage: Stage) -> None:

@@ -172,7 +172,8 @@ def lengths(stage: Stage) -> dict[str, int]:
     found = {"dataset.max_length": dataset.max_length}
     if row.reply_length:
         given = {**row.defaults, **stage.method.args}.get(row.reply_length, 53)  # 53: TRL's response_length
-        found = {f"dataset.max_prompt_length + method.args.{row.reply_length}": dataset.max_prompt_length + int(given)}
+        asked = dataset.max_prompt_length + stage.debug.shortened(given)
+        found = {f"dataset.max_prompt_length + method.args.{row.reply_length}": asked}
     if row.leaves == "policy" and dataset.splits.test is not None and settings.prompts:
         asked = dataset.max_prompt_length + settings.max_new_tokens
         found["dataset.max_prompt_length + evaluation.max_new_tokens"] = asked

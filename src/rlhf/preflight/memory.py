@@ -32,7 +32,9 @@ Parts = dict[str, float]
 def argument(stage: Stage, name: str) -> Any:
     """A field of the method's TRL config, as the trainer will see it."""
     value = stage.method.args.get(name)
-    return {**DEFAULTS, **METHODS[stage.method.name].defaults}[name] if value is None else value
+    row = METHODS[stage.method.name]
+    value = {**DEFAULTS, **row.defaults}[name] if value is None else value
+    return stage.debug.shortened(value) if name == row.reply_length else value
 
 
 def lora_argument(stage: Stage, name: str) -> Any:
@@ -84,7 +86,7 @@ def targets(stage: Stage, shape: Shape) -> list[tuple[str, int, int]]:
     if stage.adapter.name == "none" or names == "all-linear":
         return list(shape.linears)
     known = dict.fromkeys(name for name, _, _ in shape.linears)
-    if isinstance(names, str) or not set(names) <= set(known):
+    if not isinstance(names, list) or not set(map(str, names)) <= set(known):
         allowed = f"all-linear, or a list of {', '.join(known)}"
         raise ConfigError(f"adapter.args.target_modules={names} is not known here\n  allowed: {allowed}")
     return [linear for linear in shape.linears if linear[0] in names]

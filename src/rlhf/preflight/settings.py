@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlhf.config import REPO, Stage, options, template_file
 from rlhf.data import sources
+from rlhf.data.folders import beside
 from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.files import FINAL
 from rlhf.methods import METHODS, REPORTED
@@ -47,7 +48,9 @@ RANGES = {
     **dict.fromkeys(POSITIVE, AT_LEAST_1),
     "evaluation.prompts": AT_LEAST_0,
     "hardware.memory_gb": ABOVE_0,
-    **dict.fromkeys(("debug.max_steps", "debug.rows", "dataset.rows", "monitor.window"), AT_LEAST_1),
+    **dict.fromkeys(
+        ("debug.max_steps", "debug.rows", "debug.reply_tokens", "dataset.rows", "monitor.window"), AT_LEAST_1
+    ),
 }
 # of `method.args` and `adapter.args`; those that are not here are AT_LEAST_0, and all are finite
 ARGUMENTS = {
@@ -63,21 +66,23 @@ ARGUMENTS = {
     "eval_prompts": ABOVE_0,
     "max_steps": (-1, math.inf, ""),
 }
+SEVERAL = ("rank_pattern", "alpha_pattern", "loss_weights")  # of those: mappings or lists of numbers
 
 
 def check_settings(stage: Stage, planned: Sequence[str] = ()) -> None:
     """Raise a ConfigError that lists every contradiction found; `planned` stages will have run before this one."""
     if unnamable := [*_names(stage)]:  # no place of that name can be looked up
         raise ConfigError("\n".join(unnamable))
+    numbers = [*_numbers(stage)]
     problems = [
         *_values(stage),
-        *_numbers(stage),
+        *numbers,
         *_weights(stage),
         *_data(stage),
         *_machine(stage),
         *_files(stage, planned),
     ]
-    if stage.method.name in METHODS:
+    if stage.method.name in METHODS and not numbers:  # it reckons with them
         problems += [*_method(stage), *expectation_problems(stage)]
     problems += rules.problems(stage.monitor)
     if problems:
@@ -121,8 +126,13 @@ def _numbers(stage: Stage) -> Iterator[str]:
         yield from _outside(key, _get(stage, key), limits)
     for group in ("method", "adapter"):
         for name, value in getattr(stage, group).args.items():
-            if name in ARGUMENTS or not isinstance(value, dict | list):  # what others' mappings mean is not known here
-                yield from _outside(f"{group}.args.{name}", value, ARGUMENTS.get(name, AT_LEAST_0))
+            key = f"{group}.args.{name}"
+            if name in ARGUMENTS and name not in SEVERAL and isinstance(value, str | bool | dict | list):
+                yield f"{key}={element(value)} is not a number"
+            elif name in ARGUMENTS or not isinstance(
+                value, dict | list
+            ):  # what others' mappings mean is not known here
+                yield from _outside(key, value, ARGUMENTS.get(name, AT_LEAST_0))
 
 
 def _outside(key: str, value: object, limits: tuple[float, float, str]) -> Iterator[str]:
@@ -190,6 +200,10 @@ def _method(stage: Stage) -> Iterator[str]:
         # trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins
         what = "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)"
         yield f"{what}\n  fix: method.args.packing_strategy=bfd_split"
+    for key in row.unread:
+        if value := method.args.get(key):
+            what = f"method.args.{key}={element(value)} is for TRL's trainers, and the loop of {method.name} has no use for it"
+            yield f"{what}\n  fix: leave it out"
     if row.smoothed and method.args.get("label_smoothing"):
         losses = argument(stage, "loss_type")
         losses = losses if isinstance(losses, list) else [losses]
@@ -238,7 +252,7 @@ def _missing(stage: Stage, key: str, value: str, planned: Sequence[str]) -> Iter
         if not path.is_dir() and name not in planned:
             yield f"{key}={value}: stage `{name}` of `{recipe}` has not finished\n  fix: {_first(stage, key, name)}"
     elif value.startswith((".", "/", "~")) and not path.expanduser().exists():
-        yield f"{key}={value}: no such folder"
+        yield f"{key}={value}: no such folder{beside(value)}"
 
 
 def _first(stage: Stage, key: str, name: str) -> str:

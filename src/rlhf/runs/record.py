@@ -51,8 +51,10 @@ def _settings(stage: Stage) -> dict[str, Any]:
     settings["model"]["path"] = _portable(stage, stage.model.path)
     # only plan.py reads these, so no run goes stale with them
     del settings["model"]["shape"], settings["dataset"]["rows"], settings["dataset"]["streaming"]
-    if stage.dataset.mixture is None:  # nor with a key that older runs did not have
+    if stage.dataset.mixture is None:  # nor with keys that older runs did not have
         del settings["dataset"]["mixture"]
+    if stage.debug.reply_tokens is None:
+        del settings["debug"]["reply_tokens"]
     settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
     settings["method"] |= {"reward_model": [_portable(stage, path) for path in stage.method.reward_models]}
     return settings
