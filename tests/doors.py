@@ -1,5 +1,6 @@
 """Doors run as a user runs them, each in a process of its own: forked from one that has the libraries and rows, which saves seconds a call."""
 
+import atexit
 import gc
 import importlib
 import json
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 LIBRARIES = ("hydra", "matplotlib.pyplot", "torch", "datasets", "peft", "bitsandbytes", "safetensors.torch", "trl")
@@ -80,6 +83,51 @@ class Started:
         os.kill(self.pid, number)
 
 
+class Forked(subprocess.Popen[str]):
+    """The stage that a pipeline starts, or the trial of a comparison, forked from it as it stands; any other command as ever."""
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
+        environment, out, error = rest[3], rest[10], rest[12]
+        if list(args[:1]) != [sys.executable]:
+            return super()._execute_child(args, executable, preexec_fn, *rest)
+        self.pid = os.fork()
+        self._child_created = True
+        if self.pid:
+            return None
+        try:
+            preexec_fn()
+            os.environ |= environment or {}
+            for place, number in ((out, 1), (error, 2)):
+                if place != -1:
+                    os.dup2(place, number)
+            os._exit(_door(args[1:]))
+        finally:
+            os._exit(GOES_ON % 256)
+
+
+def _door(command: list[str]) -> int:
+    """The exit code of a door that knows nothing of the one that it was forked from."""
+    os.closerange(3, 256)
+    atexit._clear()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rlhf"]:
+        del sys.modules[name]
+    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    code = 0
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
 def imported(done: Done) -> set[str]:
     """The packages that a door imported which was called with PYTHONPROFILEIMPORTTIME=1."""
     names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
@@ -123,6 +171,8 @@ def serve() -> list[str]:
                 sys.path[:0] = [str(REPO), str(REPO / "src")]
                 getattr(importlib.import_module("tests.faults.traps"), trap[0][0])(*trap[0][1:])
                 del sys.path[:2]
+            else:
+                subprocess.Popen = Forked
             return asked
         print(child, flush=True)
     return []

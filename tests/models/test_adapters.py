@@ -142,7 +142,8 @@ VALUES = {
 OTHERS = {
     "task_type": "SEQ_CLS", "peft_type": "IA3", "peft_version": "1", "base_model_name_or_path": "x", "revision": "main",
     "inference_mode": True, "bias": "lora_only", "megatron_core": "other", "qalora_group_size": 8, "use_qalora": True,
-    "ensure_weight_tying": True, "modules_to_save": ["lm_head"], "trainable_token_indices": [1],
+    "ensure_weight_tying": True, "modules_to_save": ["lm_head"], "trainable_token_indices": [1], "target_parameters": ["a"],
+    "alora_invocation_tokens": [1], "layer_replication": [[0, 1]],
 }  # fmt: skip
 NEEDS = {"layers_to_transform": {"target_modules": ["q_proj"]},
          "layers_pattern": {"layers_to_transform": 0, "target_modules": ["q_proj"]}}  # fmt: skip

@@ -13,6 +13,7 @@ from rlhf.errors import ConfigError, GuardStop
 from rlhf.reports import reproduce
 from rlhf.reports.reproduce import into, measured, settle, verdict
 from rlhf.runs.pipeline import Pipeline
+from tests.faults.tiny import SMALL
 
 STATED = [("sft", "gold_score"), ("reward", "accuracy_true")]
 STATED += [(stage, metric) for stage in ("dpo", "ppo") for metric in ("gold_score", "win_rate_vs_sft")]  # of support
@@ -75,6 +76,7 @@ def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
         settings = (
             "recipe=support",
             "debug=smoke",
+            *SMALL,
             f"run.root={tmp_path}",
             f"reward.+expect={{accuracy: {band}}}",
             *own,

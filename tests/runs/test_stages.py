@@ -12,6 +12,7 @@ import yaml
 from rlhf import files
 from rlhf.config import REPO, compose_config, read_stage, to_stage
 from rlhf.runs import record
+from tests.faults.tiny import SMALL
 
 pytestmark = pytest.mark.slow
 STAGES = ("base", "sft", "reward", "dpo", "ppo")
@@ -67,7 +68,7 @@ def test_a_run_folder_holds_what_the_design_says(chain, name):
     ]
     numbers = json.loads((folder / "results.json").read_text())
     assert all(f"| {key} | {value:.4g} |" in card for key, value in numbers.items() if isinstance(value, float))
-    assert f"Weights it builds on, in order: {BELOW[name]}. " in card and f"recipes=support/{name}" in card
+    assert f"Weights it builds on, in order: {BELOW[name]}. " in card and f"recipe=support/{name}" in card
     assert (folder / "samples.jsonl").is_file() == (name != "reward")
     run = json.loads((folder / "run.json").read_text())
     assert run["status"] == "finished" and run["seed"] == 1 and run["seconds"] > 0 and run["peak_memory_mb"] > 100
@@ -183,7 +184,7 @@ def test_a_reply_has_one_score_everywhere(chain, tmp_path):
 def test_a_second_pipeline_skips_everything_and_a_changed_stage_runs_again(chain, door, tmp_path):
     root = tmp_path / "runs"
     shutil.copytree(chain, root)
-    arguments = ("pipeline.py", "recipe=support", "debug=smoke", f"run.root={root}")
+    arguments = ("pipeline.py", "recipe=support", "debug=smoke", *SMALL, f"run.root={root}")
     again = door(*arguments)
     assert again.returncode == 0 and again.stdout.count("is finished and unchanged") == 5, again.stdout
     changed = door(*arguments, "ppo.method.args.kl_coef=0.2")
@@ -209,7 +210,7 @@ def test_runs_that_were_moved_are_read_where_they_lie(chain, door, tmp_path):
         run = json.loads((config.parent / "run.json").read_text())
         run["files"] = files.listing(config.parent, *record.VERIFIED)
         (config.parent / "run.json").write_text(json.dumps(run))
-    again = door("pipeline.py", "recipe=support", "debug=smoke", f"run.root={root}")
+    again = door("pipeline.py", "recipe=support", "debug=smoke", *SMALL, f"run.root={root}")
     assert again.returncode == 0 and again.stdout.count("is finished and unchanged") == 5, again.stdout + again.stderr
     said = door("chat.py", "run=support/ppo", f"run.root={root}", "max_new_tokens=8", stdin="hello\n")
     assert said.returncode == 0, said.stderr
@@ -251,12 +252,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(chain, door, 
 
 
 def test_full_fine_tuning_goes_through_all_stages(door, tmp_path):
+    """A stage at a time, and the pipeline knows them as its own."""
     whole = ("debug=smoke", f"run.root={tmp_path}", "adapter=none", "quantization=none")
-    for script, what in (
-        *(("train.py", f"recipes=support/{name}") for name in STAGES),
-        ("pipeline.py", "recipe=support"),
-    ):
-        done = door(script, what, *whole)
+    small = [word.removeprefix("base.") for word in SMALL]
+    stages = [("train.py", f"recipes=support/{name}", *(small if name == "base" else [])) for name in STAGES]
+    for command in (*stages, ("pipeline.py", "recipe=support", *SMALL)):
+        done = door(*command, *whole)
         assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("is finished and unchanged") == len(STAGES)
     assert all((tmp_path / "support" / name / "final/model.safetensors").is_file() for name in STAGES)
@@ -325,13 +326,13 @@ def test_no_token_reaches_a_file(chain, door, tmp_path):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
 
 
-def test_a_few_demonstrations_are_learned_by_heart_and_it_shows(chain, door, tmp_path):
+def test_a_few_demonstrations_are_learned_by_heart_and_it_shows(door, tmp_path):
     """debug=overfit: the training loss goes to zero while the held-out loss rises, in the metrics and in the results."""
     root = tmp_path / "runs"
-    shutil.copytree(chain / "support" / "base", root / "support" / "base")
-    setting = ("recipes=support/sft", "adapter=none", "quantization=none", "debug=overfit", "evaluation.prompts=0")
-    done = door("train.py", *setting, f"run.root={root}")
-    assert done.returncode == 0, done.stderr
+    whole = ("adapter=none", "quantization=none", "evaluation.prompts=0", f"run.root={root}")
+    for stage, how in (("base", "smoke"), ("sft", "overfit")):
+        done = door("train.py", f"recipes=support/{stage}", f"debug={how}", *whole)
+        assert done.returncode == 0, done.stderr
     lines = _metrics(root / "support" / "sft")
     losses, held_out = ([line[key] for line in lines if key in line] for key in ("loss", "eval_loss"))
     assert losses[-1] < 0.1 * losses[0]
