@@ -1,10 +1,12 @@
 """Every option and recipe composes, validates and is counted; typos are refused with a hint."""
 
 import copy
+import dataclasses
 import functools
 import re
 import subprocess
 import sys
+import typing
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from omegaconf import OmegaConf
 from rlhf.config import GROUPS, REPO, compose_config, needs, options, split_batch, to_stage
 from rlhf.errors import ConfigError, StageError
 from rlhf.methods import METHODS
-from rlhf.methods.arguments import check_arguments, training_arguments
+from rlhf.methods.arguments import COMPUTED, check_arguments, config_class, training_arguments
 from rlhf.models.adapters import lora_config
 from rlhf.models.base import quantization_config
 from rlhf.preflight.settings import check_machine, check_settings
@@ -200,6 +202,26 @@ def test_a_wrong_type_is_refused_and_all_problems_are_told_at_once(compose_stage
     with pytest.raises(ConfigError) as caught:
         training_arguments(stage)
     assert "max_grad_nrom" in str(caught.value) and "learning_rate='fast' is not a number" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_null_is_the_default_of_a_field_that_cannot_be_null(compose_stage, method):
+    data = {"pairs": "support_rankings", "prompts": "support_prompts"}.get(
+        METHODS[method].rows, "support_demonstrations"
+    )
+    kind = config_class(method)
+    hints = typing.get_type_hints(kind)
+    names = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if type(None) not in typing.get_args(hints[field.name]) and field.name not in COMPUTED and field.init
+    ]
+    assert len(names) > 60
+    plain = compose_stage(f"method={method}", f"dataset={data}")
+    plain.method.args = {}
+    nulls = compose_stage(f"method={method}", f"dataset={data}")
+    nulls.method.args = dict.fromkeys(names)
+    assert training_arguments(nulls).to_dict() == training_arguments(plain).to_dict()
 
 
 def test_batches_split_exactly_or_say_what_would(compose_stage):

@@ -447,6 +447,8 @@ register()
 def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
     """`settings` with the types of the fields of dataclass `cls`; all problems are reported at once.
 
+    null, for a field that can't be null, leaves it to the default of `cls`.
+
     TRL's dataclasses can't be Hydra structured configs (unions of containers), and its own parser drops unknown keys silently, so
     the keys are checked here against the installed version, before any weight is loaded.
     """
@@ -456,6 +458,8 @@ def checked(cls: type, settings: dict[str, Any], where: str) -> dict[str, Any]:
     problems = [f"{where}.{key} is not a field of {owner}{nearest(key, known)}" for key in unknown]
     values = {}
     for key, value in ((key, value) for key, value in settings.items() if key in known):
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            continue
         try:
             values[key] = typed(hints[key], value)
         except ConfigError as error:
