@@ -88,7 +88,7 @@ class Forked(subprocess.Popen[str]):
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
         environment, out, error = rest[3], rest[10], rest[12]
-        if list(args[:1]) != [sys.executable]:
+        if args[0] != sys.executable or Path(args[1]).parent != REPO / "src":
             return super()._execute_child(args, executable, preexec_fn, *rest)
         self.pid = os.fork()
         self._child_created = True

@@ -1,5 +1,6 @@
 """Two who start the same run, and runs in places that are moved, linked, taken, or can't be written."""
 
+import json
 import os
 import shutil
 import signal
@@ -40,10 +41,13 @@ def test_a_pipeline_owns_its_stages(below, door, tmp_path, seen):
     while not (root / "support/sft/run.json").exists():
         assert running.poll() is None
         time.sleep(0.02)
+    stage = json.loads((root / "support/.lock-sft").read_text())["process"]
+    os.kill(stage, signal.SIGSTOP)  # until the others have come
     for second, command in commands.items():
         late = door(second, *command)
         assert late.returncode == 5 and "is being written by process" in late.stderr, late.stderr
         seen("one writes, the others are told who")
+    os.kill(stage, signal.SIGCONT)
     assert running.wait() == 0
 
 
