@@ -129,9 +129,11 @@ def run(folder: Path, what: dict[str, Any]) -> dict[str, Any]:
         return _train(folder)
     if what["rows"] == "make":
         return _make(folder / f"{kind}.jsonl", kind, what["count"], what["tokens"])
-    os.environ["HF_DATASETS_CACHE"] = str(folder / f"cache-{what['rows'].replace('again', 'ours')}")
+    import datasets  # what is measured is above the libraries
+
+    cache = datasets.config.HF_DATASETS_CACHE = folder / f"cache-{what['rows'].replace('again', 'ours')}"
     if what["rows"] != "again":
-        shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+        shutil.rmtree(cache, ignore_errors=True)
     with contextlib.redirect_stdout(sys.stderr):
         return (_theirs if what["rows"] == "theirs" else _ours)(folder, kind)
 
@@ -192,7 +194,6 @@ def _make(file: Path, kind: str, count: int, tokens: int) -> dict[str, Any]:
 
 
 def _ours(folder: Path, kind: str) -> dict[str, Any]:
-    import datasets  # noqa: F401 - what is measured is above the libraries
     from transformers import AutoTokenizer
 
     from rlhf.config import compose_config, to_stage

@@ -137,7 +137,9 @@ def processes(rows: int | None) -> int:
     """How many processes tokenize so many rows: one a core, and one where there are few or nobody can count them."""
     if rows is None or rows <= ALONE:
         return 1
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, rows // BLOCK)
+    return min(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, -(-rows // BLOCK)
+    )
 
 
 def stretches(counts: Sequence[int | None], count: int) -> list[Stretch]:
