@@ -11,6 +11,7 @@ import pytest
 from rlhf.benchmark.ratios import ratios, tasks
 from rlhf.benchmark.tables import BARS, table
 from rlhf.benchmark.workload import NATURAL, SIZES, Size, stopping_chance
+from rlhf.config import options
 from rlhf.door import arguments
 from rlhf.errors import ConfigError
 from tests.helpers import door_module
@@ -118,6 +119,29 @@ def test_bad_arguments_are_refused_before_anything_runs(argument, message):
         script.main(arguments(script.Arguments, [argument], script.__doc__))
 
 
+@pytest.mark.slow
+def test_rows_are_measured_as_if_for_the_first_time(tmp_path, monkeypatch):
+    from datasets import config
+
+    from rlhf.benchmark.rows import RECIPES, run, stages_table
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", config.HF_DATASETS_CACHE)
+    run(tmp_path, {"rows": "tokenizer"})
+    for kind in ("dialogues", "pairs"):
+        run(tmp_path, {"rows": "make", "kind": kind, "count": 6, "tokens": 1200})
+    written = []
+    for who in ("ours", "again", "ours"):
+        run(tmp_path, {"rows": who, "kind": "pairs"})
+        (entry,) = tmp_path.glob("cache-ours/rlhf/*/done.json")
+        written.append(entry.stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2], "only a second stage finds what a first one left"
+    names = [name for name in options("recipes") if name.partition("/")[0] in RECIPES]
+    report = {name: run(tmp_path, {"rows": "stage", "stage": name}) for name in names}
+    assert len(names) == 7 and all(one["rows"] == 6 for one in report.values()), report
+    assert all(0 < one["disk_mb"] <= one["planned_disk_mb"] for one in report.values()), report
+    assert stages_table(report).count("| 6 ") == 7
+
+
 def test_the_door_offers_every_size_part_and_field():
     own = get_type_hints(door_module("benchmark").Arguments)
     assert get_args(own["size"]) == tuple(SIZES) and get_args(*get_args(own["parts"])) == (
@@ -126,5 +150,6 @@ def test_the_door_offers_every_size_part_and_field():
         "plan",
         "data",
         "rows",
+        "stages",
     )
     assert {field.name for field in fields(Size)} < set(own)

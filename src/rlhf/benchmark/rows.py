@@ -25,6 +25,7 @@ from rlhf.output.tables import grid
 KINDS = {"dialogues": (1000, 3500), "pairs": (4000, 700), "short": (16000, 220)}
 SIZES, LONG = (20_000, 200_000), 1200
 BAR = 400  # MB above the libraries
+RECIPES, MANY = ("tulu3-8b", "zephyr-7b"), 50_000
 WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -119,22 +120,53 @@ def size_table(report: dict[str, Any]) -> str:
     return grid([head, *rows])
 
 
+def measure_stages(count: int = MANY) -> dict[str, Any]:
+    """What each stage of RECIPES takes to prepare so many rows of its schema, and what src/plan.py says that it takes at most."""
+    from rlhf.config import options
+
+    report: dict[str, Any] = {"processes": WORKERS}
+    with tempfile.TemporaryDirectory() as folder:
+        worker(folder, {"rows": "tokenizer"}, None)
+        for kind in ("dialogues", "pairs"):
+            worker(folder, {"rows": "make", "kind": kind, "count": count, "tokens": LONG}, None)
+        for name in sorted(name for name in options("recipes") if name.partition("/")[0] in RECIPES):
+            one = report[name] = worker(folder, {"rows": "stage", "stage": name}, None)
+            print(f"{name}: {one['seconds']:.0f} s, {one['peak_mb']:.0f} MB above the libraries", flush=True)
+    return report
+
+
+def stages_table(report: dict[str, Any]) -> str:
+    """A row a stage: what was measured, of what was planned."""
+    head = ["", "rows", "s, of", "GB on disk, of", "MB above the libraries, of"]
+    rows = [
+        [
+            *(name, f"{one['rows']:,}", f"{one['seconds']:.0f} / {one['planned_seconds']:.0f}"),
+            *(f"{one['disk_mb'] / 1024:.2f} / {one['planned_disk_mb'] / 1024:.2f}", f"{one['peak_mb']:.0f} / {BAR}"),
+        ]
+        for name, one in report.items()
+        if "/" in name
+    ]
+    return grid([head, *rows])
+
+
 # -- in the process that is measured
 
 
 def run(folder: Path, what: dict[str, Any]) -> dict[str, Any]:
-    """One step: `tokenizer` trains it, `make` writes the rows, `ours`, `again` and `theirs` make tokens of them."""
+    """One step: `tokenizer` trains it, `make` writes the rows, `ours`, `again`, `theirs` and `stage` make tokens of them."""
     kind = what.get("kind", "")
     if what["rows"] == "tokenizer":
         return _train(folder)
     if what["rows"] == "make":
         return _make(folder / f"{kind}.jsonl", kind, what["count"], what["tokens"])
-    import datasets  # what is measured is above the libraries
+    from datasets import config  # and with it the library: what is measured is above those
 
-    cache = datasets.config.HF_DATASETS_CACHE = folder / f"cache-{what['rows'].replace('again', 'ours')}"
+    cache = config.HF_DATASETS_CACHE = folder / f"cache-{what['rows'].replace('again', 'ours')}"
     if what["rows"] != "again":
         shutil.rmtree(cache, ignore_errors=True)
     with contextlib.redirect_stdout(sys.stderr):
+        if what["rows"] == "stage":
+            return _stage(folder, what["stage"])
         return (_theirs if what["rows"] == "theirs" else _ours)(folder, kind)
 
 
@@ -148,7 +180,7 @@ def _words(seed: int, count: int) -> list[str]:
 
 def _train(folder: Path) -> dict[str, Any]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     from rlhf.config import REPO
 
@@ -166,6 +198,7 @@ def _train(folder: Path) -> dict[str, Any]:
         tokenizer_object=core, chat_template=template, additional_special_tokens=["<|im_start|>"], **marks
     )
     made.save_pretrained(folder / "tokenizer")
+    LlamaConfig(vocab_size=len(made)).save_pretrained(folder / "tokenizer")
     return {"vocabulary": len(made)}
 
 
@@ -186,6 +219,7 @@ def _make(file: Path, kind: str, count: int, tokens: int) -> dict[str, Any]:
             if kind == "pairs":
                 asked, short = turns(1, size // 3), size // 3
                 row = {side: asked + [{"role": "assistant", "content": text(short)}] for side in ("chosen", "rejected")}
+                row |= {"prompt": asked[0]["content"]} if tokens == LONG else {}  # as the recipes' have
             else:
                 number = 2 if kind == "short" else 8
                 row = {"messages": turns(number, size // number)}
@@ -210,6 +244,30 @@ def _ours(folder: Path, kind: str) -> dict[str, Any]:
     seconds, tokens = time.perf_counter() - began, data.ledger["train"]["tokens"]["sum"]
     disk = sum(file.stat().st_size for file in cache().rglob("*") if file.is_file()) / 2**20
     return {"seconds": seconds, "tokens": tokens, "disk_mb": disk, **_above(below)}
+
+
+def _stage(folder: Path, name: str) -> dict[str, Any]:
+    from rlhf.config import compose_config, to_stage
+    from rlhf.data.prepare import prepare
+    from rlhf.data.store import cache
+    from rlhf.methods import METHODS
+    from rlhf.models.tokenizer import load_tokenizer, prompt_renderer, renderer
+    from rlhf.preflight.plan import preparing
+
+    rows = METHODS[to_stage(compose_config([f"recipes={name}"])).method.name].rows
+    file = folder / f"{'dialogues' if rows == 'demonstrations' else 'pairs'}.jsonl"
+    here = [f"dataset.path={file}", f"model.path={folder}/tokenizer", "model.eos_token=null", "model.pad_token=null"]
+    only = [f"dataset.{key}" for key in ("splits.train=train", "splits.eval=null", "splits.test=null", "subset=null")]
+    stage = to_stage(compose_config([f"recipes={name}", "hardware=cpu", *here, *only]))
+    tokenizer = load_tokenizer(stage)
+    with file.open() as lines:
+        disk, planned, _ = preparing(stage, sum(1 for _ in lines))
+    below, began = _peak(), time.perf_counter()
+    ledger = prepare(stage, renderer(stage, tokenizer), prompt_renderer(stage, tokenizer)).ledger["train"]
+    seconds = time.perf_counter() - began
+    used = sum(file.stat().st_size for file in cache().rglob("*") if file.is_file())
+    figures = {"planned_seconds": planned, "disk_mb": used / 2**20, "planned_disk_mb": disk / 2**20}
+    return {"rows": ledger["kept"], "seconds": seconds, **figures, **_above(below)}
 
 
 def _theirs(folder: Path, kind: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from rlhf import files
 from rlhf.benchmark.planned import compare_plans
 from rlhf.benchmark.ratios import PARTS, compare
-from rlhf.benchmark.rows import compare_rows, measure_size, rows_table, size_table
+from rlhf.benchmark.rows import compare_rows, measure_size, measure_stages, rows_table, size_table, stages_table
 from rlhf.benchmark.tables import origin, plan_table, support_table, table
 from rlhf.benchmark.workload import Size
 from rlhf.errors import ConfigError
@@ -47,6 +47,9 @@ def benchmark(
     if "rows" in parts:
         found = measure_size()
         _publish(folder / "rows.json", found, size_table(found), page, "rows")
+    if "stages" in parts:
+        found = measure_stages()
+        _publish(folder / "stages.json", found, stages_table(found), page, "stages")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet
