@@ -340,6 +340,15 @@ def test_smoke_is_short_for_ppo_too(compose_stage, given, sampled):
     assert method_arguments(compose_stage(*long))["response_length"] == given
 
 
+def test_a_reply_length_that_is_left_to_trl_is_counted_as_trls(compose_stage):
+    from rlhf.models.checks import lengths
+
+    stage = compose_stage("recipes=support/ppo", "method.args.response_length=null")
+    check_settings(stage, planned=STAGES)
+    asked = lengths(stage)["dataset.max_prompt_length + method.args.response_length"]
+    assert asked == stage.dataset.max_prompt_length + training_arguments(stage).response_length
+
+
 @pytest.mark.parametrize(
     "override", ["method.args.max_steps=-1", "method.args.learning_rate=0", "method.args.lr_scheduler_kwargs={x: -1}"]
 )

@@ -25,40 +25,16 @@ def held_out(names: Set[str]) -> set[str]:
 
 # of PPOConfig: compilers and kernels, loaders and samplers, what only Trainer's evaluation does, and examples that stock PPO prints
 _TRAINERS = (
-    *(
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
-        "use_liger_kernel",
-        "liger_kernel_config",
-        "use_cache",
-    ),
-    *(
-        "optim_target_modules",
-        "neftune_noise_alpha",
-        "auto_find_batch_size",
-        "torch_empty_cache_steps",
-        "debug",
-        "full_determinism",
-    ),
-    *("gradient_checkpointing_kwargs", "bf16_full_eval", "fp16_full_eval", "eval_on_start", "eval_accumulation_steps"),
-    *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_use_gather_object", "label_names"),
-    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_drop_last"),
-    *(
-        "dataloader_multiprocessing_context",
-        "dataset_num_proc",
-        "train_sampling_strategy",
-        "save_only_model",
-        "save_on_each_node",
-    ),
-    *(
-        "enable_jit_checkpoint",
-        "ignore_data_skip",
-        "restore_callback_states_from_checkpoint",
-        "include_num_input_tokens_seen",
-    ),
-    *("num_sample_generations", "sft_model_path", "reward_model_path"),
-)
+    "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config",
+    "use_cache", "optim_target_modules", "neftune_noise_alpha", "auto_find_batch_size", "torch_empty_cache_steps",
+    "debug", "full_determinism", "gradient_checkpointing_kwargs", "bf16_full_eval", "fp16_full_eval", "eval_on_start",
+    "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics",
+    "eval_use_gather_object", "label_names", "dataloader_num_workers", "dataloader_prefetch_factor",
+    "dataloader_persistent_workers", "dataloader_drop_last", "dataloader_multiprocessing_context", "dataset_num_proc",
+    "train_sampling_strategy", "save_only_model", "save_on_each_node", "enable_jit_checkpoint", "ignore_data_skip",
+    "restore_callback_states_from_checkpoint", "include_num_input_tokens_seen", "num_sample_generations",
+    "sft_model_path", "reward_model_path",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def lengths(stage: Stage) -> dict[str, int]:
     dataset, settings, row = stage.dataset, stage.evaluation, METHODS[stage.method.name]
     found = {"dataset.max_length": dataset.max_length}
     if row.reply_length:
-        given = {**row.defaults, **stage.method.args}.get(row.reply_length, 53)  # 53: TRL's response_length
+        given = {**row.defaults, **stage.method.args}.get(row.reply_length) or 53  # TRL's response_length
         asked = dataset.max_prompt_length + stage.debug.shortened(given)
         found = {f"dataset.max_prompt_length + method.args.{row.reply_length}": asked}
     if row.leaves == "policy" and dataset.splits.test is not None and settings.prompts:

@@ -129,9 +129,7 @@ def _numbers(stage: Stage) -> Iterator[str]:
             key = f"{group}.args.{name}"
             if name in ARGUMENTS and name not in SEVERAL and isinstance(value, str | bool | dict | list):
                 yield f"{key}={element(value)} is not a number"
-            elif name in ARGUMENTS or not isinstance(
-                value, dict | list
-            ):  # what others' mappings mean is not known here
+            elif name in ARGUMENTS or not isinstance(value, dict | list):  # what mappings of others mean is not known
                 yield from _outside(key, value, ARGUMENTS.get(name, AT_LEAST_0))
 
 
