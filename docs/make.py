@@ -34,6 +34,7 @@ ROOMS = tuple(
         "preflight",
         "runs",
         "reports",
+        "export",
         "compare",
         "benchmark",
         "chat",

@@ -6,7 +6,7 @@ Each arm gets as many trials as it has settings (the recipe's own, a third of it
 weights and the same pairs. Writes report.html, report.md, report.json and their figures into runs/<recipe>/compare/; what has run
 is not run again. More keys:
   judge=annotator|reward:<model>|openai:<model>   who decides win rates; default: as gold
-  gold=annotator|reward:<model>                   what counts as the true score; default: the dataset's annotator
+  gold=annotator|reward:<model>                   what counts as the true score; default: the dataset's annotator, or evaluation.gold
   jobs=2                                          trials at a time; default: as many as fit
   name=compare                                    another folder, for another comparison of the same recipe
 Exit code 0: all trials are in the report; 1: some failed (the report is of the others, and names them).

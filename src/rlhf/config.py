@@ -138,6 +138,7 @@ class Evaluation:
     prompts: int = MISSING
     max_new_tokens: int = MISSING
     batch_size: int = MISSING
+    gold: str | None = None  # as for Debug.reply_tokens
 
 
 @dataclass

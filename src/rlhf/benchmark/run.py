@@ -26,6 +26,7 @@ def benchmark(
     repeats: int,
     threads: int | None,
     recipe: str,
+    prompts: int,
     root: Path,
     page: Path | None,
 ) -> None:
@@ -50,6 +51,13 @@ def benchmark(
     if "stages" in parts:
         found = measure_stages()
         _publish(folder / "stages.json", found, stages_table(found), page, "stages")
+    if "export" in parts:
+        from rlhf.benchmark.exports import compare_exports, exports_table
+        from rlhf.process import quiet
+
+        quiet()
+        found = compare_exports(root, recipe, prompts)
+        _publish(folder / f"export-{recipe}.json", found, exports_table(found), page, f"export-{recipe}")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet

@@ -42,8 +42,9 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
 
 
 def _gold_judge(comparison: Comparison, gold: str | None) -> str:
-    """The judge whose score counts as true: `gold`, or the dataset's annotator; raises ConfigError where it can't be."""
-    gold = gold or ("annotator" if comparison.planned["ppo"].dataset.annotator else None)
+    """The judge whose score counts as true: `gold`, the recipe's, or the dataset's annotator; raises ConfigError where it can't be."""
+    planned = comparison.planned["ppo"]
+    gold = gold or planned.evaluation.gold or ("annotator" if planned.dataset.annotator else None)
     if gold is None:
         why = "dataset.annotator=null, so nobody knows the true score of a reply"
         fix = "gold=reward: with a reward model that neither arm learned from"

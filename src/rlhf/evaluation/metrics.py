@@ -7,14 +7,14 @@ import numpy as np
 from rlhf.evaluation.samples import Sample, situation
 
 DEFINITIONS = {
-    "gold_score": "mean true preference score of the replies, as the dataset's annotator gives it",
+    "gold_score": "mean true preference score of the replies, as the dataset's annotator gives it, or `evaluation.gold`",
     "known_words": "share of replies in which every word is a word of the dataset's language",
     "kl": "KL(policy || reference) in nats a reply: mean of log pi(reply) - log ref(reply) over replies sampled at temperature 1",
     "length": "mean tokens a reply, EOS included",
     "eos_rate": "share of replies that end in EOS within the limit",
     "distinct_2": "different pairs of neighbouring words over all pairs, in all replies together",
     "reward_score": "mean score of the replies under the recipe's reward model",
-    "win_rate_vs_sft": "share of prompts on which the annotator prefers the reply to that of sft; ties count a half",
+    "win_rate_vs_sft": "share of prompts on which that judge prefers the reply to that of sft; ties count a half",
 }
 
 

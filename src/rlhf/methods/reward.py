@@ -56,14 +56,22 @@ class PairTrainer(RewardTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["prompt_ids", *SIDES, "margin"]
+        self._signature_columns = [
+            "prompt_ids",
+            *SIDES,
+            "margin",
+            "length",
+        ]  # length: for train_sampling_strategy=group_by_length
 
 
 def rankings(split: Any) -> Any:
     """A row a ranking: its different sequences, and its pairs as positions among them."""
     found: dict[int, dict[str, Any]] = {}
     for pair, sequences in ((pair, joined(pair)) for pair in split):
-        ranking = found.setdefault(pair["ranking"], {"sequences": [], "chosen": [], "rejected": [], "k": pair["k"]})
+        ranking = found.setdefault(
+            pair["ranking"], {"sequences": [], "chosen": [], "rejected": [], "k": pair["k"], "length": 0}
+        )
+        ranking["length"] = max(ranking["length"], pair["length"])
         for side in ("chosen", "rejected"):
             ids = sequences[f"{side}_ids"]
             if ids not in ranking["sequences"]:
@@ -108,7 +116,7 @@ class RankingTrainer(RewardTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["sequences", "chosen", "rejected", "k"]
+        self._signature_columns = ["sequences", "chosen", "rejected", "k", "length"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's metrics of all pairs, with their weighted loss."""

@@ -129,17 +129,19 @@ def merged(stage: Stage, source: str) -> Iterator[str]:
         yield place
 
 
-def merge(base: Any, folder: Path) -> Any:
-    """The causal LM `base`, quantized or not, with the adapter in `folder` merged into it: plain weights."""
+def merge(base: Any, folder: Path, key: str = "model.path") -> Any:
+    """`base`, quantized or not, with the adapter in `folder` merged into it: plain weights. A causal LM, or of a reward model's
+    adapter a sequence classifier, which gets its head. A Refusal of `key=folder` for what can't be merged or does not fit.
+    """
     from peft import PeftConfig, PeftModel
     from transformers import AutoTokenizer
 
-    key, fix = "model.path", "give model.path= its base, or an adapter that can be merged"
+    fix = "give model.path= its base, or an adapter that can be merged"
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable(key, folder, error) from error
-    if config.task_type == "SEQ_CLS":
+    if config.task_type == "SEQ_CLS" and not hasattr(base, "score"):
         raise Refusal(key, folder, "is the adapter of a reward model", fix=setting("method.reward_model", folder))
     if config.is_prompt_learning:
         why = f"is of the kind {getattr(config.peft_type, 'value', config.peft_type)}, which adds to the prompt and can't be merged into weights"
@@ -159,7 +161,7 @@ def merge(base: Any, folder: Path) -> Any:
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise Refusal(key, folder, f"PEFT can't merge it: {str(error)[:200]}", fix=fix) from error
-    if not _tied(whole):
+    if whole.get_output_embeddings() is not None and not _tied(whole):
         whole.config.tie_word_embeddings = whole.config.get_text_config().tie_word_embeddings = False
     return whole
 
@@ -179,6 +181,8 @@ def _untie(base: Any) -> None:
     """Gives the last layer a copy of the embeddings if one of the two carries an adapter: the other must not get it too."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if base.get_output_embeddings() is None:  # a sequence classifier
+        return
     wrapped = (
         isinstance(base.get_input_embeddings(), BaseTunerLayer),
         isinstance(base.get_output_embeddings(), BaseTunerLayer),

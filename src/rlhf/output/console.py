@@ -61,7 +61,19 @@ def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     print(textwrap.fill(f"result   {line}", _width(), subsequent_indent=" " * 9))
     print(f"time     {run['seconds']:.0f} s, peak memory {memory(run)}")
     print(f"files    {stage.path}/  (final/, results.json, metrics.jsonl, data.json, *.png)")
-    print(f"next     {following(stage)}", flush=True)
+    print(f"next     {following(stage)}")
+    print(f"export   {exporting(stage)}", flush=True)
+
+
+def exporting(stage: Stage) -> str:
+    """The command that makes a finished stage loadable by other programs."""
+    return _of_run("export", stage)
+
+
+def _of_run(door: str, stage: Stage) -> str:
+    run = stage.run
+    root = [f"run.root={run.root}"] if run.root != "runs" else []
+    return shlex.join(["python", f"src/{door}.py", f"run={run.recipe}/{run.stage}", *root])
 
 
 def following(stage: Stage) -> str:
@@ -69,7 +81,7 @@ def following(stage: Stage) -> str:
     run = stage.run
     root = [f"run.root={run.root}"] if run.root != "runs" else []
     if METHODS[stage.method.name].leaves == "policy":
-        return shlex.join(["python", "src/chat.py", f"run={run.recipe}/{run.stage}", *root])
+        return _of_run("chat", stage)
     if f"{run.recipe}/{run.stage}" in options("recipes"):
         more = [setting("run.root", run.root)] if root else []
         return " ".join(["python", "src/pipeline.py", f"recipe={run.recipe}", *more])

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import files
-from rlhf.config import read_stage
+from rlhf.config import Stage, read_stage
 from rlhf.errors import ConfigError
-from rlhf.evaluation.annotators import annotator
-from rlhf.evaluation.judges import AnnotatorJudge
+from rlhf.evaluation.judges import Judge, load_judge
 from rlhf.evaluation.metrics import DEFINITIONS, by_situation, summary
 from rlhf.evaluation.samples import Sample, final_samples
 from rlhf.evaluation.statistics import win_rate
@@ -37,9 +36,11 @@ def report(folder: Path) -> str:
         raise ConfigError(f"{folder} has no finished stage with replies\n  fix: {fix}")
     samples, apart = comparable(samples)
     rewards = [name for name in runs if METHODS[read_stage(folder / name).method.name].leaves == "reward"]
-    if rewards:
-        _score(folder, samples, folder / rewards[0])
-    found = _measure(folder, samples, rewards)
+    stages = [finished_stage(folder / name) for name in samples]
+    asked = {Path(path).parent.name for stage in stages for path in stage.method.reward_models}
+    if scoring := [name for name in rewards if name in asked] or rewards:
+        _score(samples, stages, folder / scoring[0])
+    found = _measure(folder, samples, rewards, _gold(folder, samples, stages))
     costs = ("seconds", *record.PEAKS.values())
     found["costs"] = {name: {key: run[key] for key in costs if key in run} for name, run in runs.items()}
     files.write_json(folder / "report.json", found)
@@ -56,14 +57,14 @@ def report(folder: Path) -> str:
     return table
 
 
-def _measure(folder: Path, samples: dict[str, list[Sample]], rewards: list[str]) -> dict[str, Any]:
+def _measure(folder: Path, samples: dict[str, list[Sample]], rewards: list[str], judge: Judge | None) -> dict[str, Any]:
     """The numbers of each policy and each reward model."""
     found: dict[str, Any] = {}
     for name in samples:
         found[name] = summary(samples[name]) | {"gold_by_situation": by_situation(samples[name], "gold")}
         if name == "sft":
             found[name]["kl"] = 0.0  # the reference of every KL here is the SFT model itself
-        found[name] |= _against_sft(samples, name, finished_stage(folder / name).dataset.annotator)
+        found[name] |= _against_sft(samples, name, judge) if judge else {}
     for name in rewards:
         files.verify(folder / name, files.RESULTS_FILE)
         results = files.read_json(folder / name / files.RESULTS_FILE)
@@ -99,13 +100,31 @@ def comparable(samples: dict[str, list[Sample]]) -> tuple[dict[str, list[Sample]
     return kept, [name for name in samples if name not in kept]
 
 
-def _score(folder: Path, samples: dict[str, list[Sample]], reward: Path) -> None:
+def _gold(folder: Path, samples: dict[str, list[Sample]], stages: list[Stage]) -> Judge | None:
+    """Who knows the true preference: the annotator of the dataset, who has scored already, or `evaluation.gold`, who does now."""
+    known = next((stage for stage in stages if stage.dataset.annotator), None)
+    if known is not None:
+        return load_judge("annotator", known, None, folder)
+    known = next((stage for stage in stages if stage.evaluation.gold), None)
+    if known is None:
+        return None
+    from rlhf.models.tokenizer import saved_tokenizer
+    from rlhf.process import quiet
+
+    quiet()
+    judge = load_judge(str(known.evaluation.gold), known, saved_tokenizer(known.path / files.FINAL), folder)
+    for rows in samples.values():
+        for sample, score in zip(rows, judge.scores(rows) or [], strict=True):
+            sample["gold"] = score
+    return judge
+
+
+def _score(samples: dict[str, list[Sample]], stages: list[Stage], reward: Path) -> None:
     """Put the recipe's reward model's score on every sample; the model is loaded once."""
     from rlhf.models.tokenizer import saved_tokenizer
     from rlhf.process import quiet
 
     quiet()
-    stages = (finished_stage(folder / name) for name in samples)
     stage = next((stage for stage in stages if stage.model.path is not None), None)
     if stage is None:  # only a base, made from scratch
         return
@@ -117,14 +136,12 @@ def _score(folder: Path, samples: dict[str, list[Sample]], reward: Path) -> None
             sample["reward"] = value
 
 
-def _against_sft(samples: dict[str, list[Sample]], name: str, who: str | None) -> dict[str, Any]:
-    judge = annotator(who)
-    if judge is None or "sft" not in samples:
+def _against_sft(samples: dict[str, list[Sample]], name: str, judge: Judge) -> dict[str, Any]:
+    if "sft" not in samples:
         return {}
     if name == "sft":
         return {"win_rate_vs_sft": 0.5, "win_rate_ci": [0.5, 0.5]}
-    outcomes = AnnotatorJudge("annotator", judge).compare(samples[name], samples["sft"]).outcomes
-    found = win_rate(outcomes)
+    found = win_rate(judge.compare(samples[name], samples["sft"]).outcomes)
     counts = [found.wins, found.ties, found.losses]
     return {"win_rate_vs_sft": found.rate, "win_rate_ci": [found.low, found.high], "wins_ties_losses": counts}
 

@@ -16,16 +16,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Rule:
-    """`score(prompts, replies, rows)` gives one number a reply; `reads` is the column that no row may lack."""
+    """`score(prompts, replies, rows)` gives one number a reply; `reads` is the column that no row may lack, if there is one."""
 
     score: Callable[[Texts, Texts, Rows], list[float]]
-    reads: str
+    reads: str | None
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(reads: str) -> Callable[[Any], Any]:
+def rule(reads: str | None = None) -> Callable[[Any], Any]:
     """Registers the function below it under its own name."""
 
     def register(function: Any) -> Any:
@@ -64,6 +64,22 @@ def support(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
     from rlhf.support.annotator import score
 
     return [score(json.loads(row["facts"]), reply.strip()) for reply, row in zip(replies, rows, strict=True)]
+
+
+@rule()
+def sentiment(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
+    """How kind prompt and reply are together, -1 to 1, by the words of VADER's lexicon (Hutto and Gilbert 2014, ICWSM).
+
+    Raises a Refusal where the package that has the lexicon is not installed.
+    """
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        why, fix = "needs the package vaderSentiment", "pip install vaderSentiment==3.3.2"
+        raise Refusal("method.reward_model", f"{PREFIX}sentiment", why, fix=fix) from error
+    analyzer = SentimentIntensityAnalyzer()
+    texts = [f"{prompt}{reply}" for prompt, reply in zip(prompts, replies, strict=True)]
+    return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
 
 
 def _last_number(text: str) -> float | None:

@@ -54,7 +54,7 @@ def check_columns(reward: Named, rows: Mapping[str, Sequence[str | None]], where
     if reward.kind != "function":
         return
     column = RULES[reward.source.removeprefix(PREFIX)].reads
-    if any(value in ("", "null", None) for value in rows[column]):
+    if column is not None and any(value in ("", "null", None) for value in rows[column]):
         why = f"compares with `{column}`, which rows of {where} lack"
         raise Refusal(key, reward.source, why, fix="dataset.columns with a completion or messages, or another reward")
 

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from rlhf import files
 from rlhf.config import REPO, Stage, read_stage
 from rlhf.data.sources import is_hub
+from rlhf.methods import METHODS
+from rlhf.output.console import exporting
 from rlhf.runs import record
 
 LICENCE = "model.licence"
@@ -36,10 +38,37 @@ def card(stage: Stage, overrides: Sequence[str], results: Mapping[str, Any], run
         f"{stage.dataset.licence or 'not stated'}), seed {stage.seed}.",
         f"Weights it builds on, in order: {chain or 'none'}. Their licence: {known or 'not known'}.",
         "\n".join(["| result | value |", "|---|---|", *numbers]) if numbers else "",
+        loading(stage) if stage.adapter.name == "lora" else "",
         f"Made by `{' '.join(run.get('command', []))}`, commit {run.get('git', {}).get('commit') or 'not known'}. "
         "Settings: `config.yaml` beside this folder; versions and machine: `run.json`.",
     ]
     return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def loading(stage: Stage) -> str:
+    """What others must know to load an adapter: the form of its base, and what ends a reply, which no adapter's folder tells them."""
+    kind = (
+        "AutoModelForSequenceClassification"
+        if METHODS[stage.method.name].leaves == "reward"
+        else "AutoModelForCausalLM"
+    )
+    labels = ", num_labels=1" if kind.endswith("Classification") else ""
+    given = ", ".join(f"{key}={value!r}" for key, value in stage.quantization.args.items())
+    quantized = f", quantization_config=BitsAndBytesConfig({given})" if given else ""
+    form = f"in {stage.quantization.name} (bitsandbytes: {given})" if given else "as it is"
+    imports = [kind, *(["BitsAndBytesConfig"] if given else [])]
+    code = [
+        f"from transformers import {', '.join(imports)}",
+        "from peft import PeftModel",
+        f'base = {kind}.from_pretrained("{stage.model.path}"{labels}{quantized})',
+        'model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")',
+    ]
+    return (
+        f"This is an adapter, trained on its base {form}. On the base in another form it is another model. As it was trained:\n\n"
+        "```python\n" + "\n".join(code) + "\n```\n\n"
+        "The tokenizer here has the chat template and the token that ends a reply; give `generate` its `eos_token_id`. Whole weights "
+        f"that any program loads, measured against this run: `{exporting(stage)}`."
+    )
 
 
 def licence(stage: Stage, overrides: Sequence[str] = ()) -> str | None:

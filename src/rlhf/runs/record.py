@@ -38,11 +38,13 @@ PEAKS = {"cpu": "peak_memory_mb", "gpu": "peak_gpu_memory_mb"}  # in run.json
 def inputs(stage: Stage) -> dict[str, str]:
     """What a stage's result follows from: its settings, its data, and the finished runs whose weights it reads."""
     digest = hashlib.sha256(json.dumps(_settings(stage), sort_keys=True, default=str).encode()).hexdigest()[:16]
-    found = {"config": digest, "data": sources.fingerprint(stage.dataset)}
-    for key in _weights(stage):
-        if key is not None and (run := read_run(Path(key).parent)) and Path(key).name == FINAL:
-            found[f"stage:{Path(key).parent.name}"] = str(run.get("id"))
-    return found
+    return {"config": digest, "data": sources.fingerprint(stage.dataset), **_below(stage)}
+
+
+def _below(stage: Stage) -> dict[str, str]:
+    """`stage:<name>`: the id of the run that is there now, for each run whose weights the stage reads."""
+    paths = [Path(path) for path in _weights(stage) if path is not None and Path(path).name == FINAL]
+    return {f"stage:{path.parent.name}": str(run.get("id")) for path in paths if (run := read_run(path.parent))}
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def _settings(stage: Stage) -> dict[str, Any]:
         del settings["dataset"]["mixture"]
     if stage.debug.reply_tokens is None:
         del settings["debug"]["reply_tokens"]
+    del settings["evaluation"]["gold"]  # reports ask, the stage doesn't
     settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
     settings["method"] |= {"reward_model": [_portable(stage, path) for path in stage.method.reward_models]}
     return settings
@@ -273,6 +276,7 @@ class Record:
             self.run["seconds"] = round(float(self.run["seconds"]) + time.time() - self.started, 1)
             self.started = time.time()
             if status == "trained":
+                self.run["base"] = base_of(self.stage)
                 self.run["final"] = files.listing(self.path / FINAL)
             if status == "finished":
                 self.run["files"] = files.listing(self.path, *VERIFIED)
@@ -308,6 +312,45 @@ def check_weights(stage: Stage) -> None:
             check_final(Path(path).parent)
 
 
+def check_current(folder: Path, stage: Stage) -> None:
+    """Raise where the runs or the base below a finished run are gone, or not those that it was trained on."""
+    check_weights(stage)
+    run = read_run(folder)
+    again = " ".join(run.get("command", ["its command"]))
+    for name, now in _below(stage).items():
+        if (then := run.get("inputs", {}).get(name)) != now:
+            why = f"{folder} is stale: {name.removeprefix('stage:')} was run {then}, and is run {now} now"
+            raise ConfigError(f"{why}\n  fix: {again} run.overwrite=true")
+    if why := base_differs(stage, run.get("base", {})):
+        raise DataError(
+            f"{why}\n  fix: bring back the base that {folder} was trained on, or {again} run.overwrite=true"
+        )
+
+
+def base_of(stage: Stage) -> dict[str, Any]:
+    """What tells the base of a stage from others of its name: the files of a local folder, the commit of a hub id."""
+    path = stage.model.path
+    if path is None or Path(path).name == FINAL:  # made here, or a run, which has its own listing
+        return {}
+    if (folder := Path(path).expanduser()).is_dir():
+        held = [file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".json")]
+        return {"files": files.listing(folder, *sorted(held))}
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(path, "config.json", revision=stage.model.revision)
+    return {"commit": Path(cached).parent.name} if isinstance(cached, str) else {}
+
+
+def base_differs(stage: Stage, then: dict[str, Any]) -> str:
+    """How the base of a run is another now; empty if it is the same, or the run is of before it was noted."""
+    path, folder = stage.model.path, Path(str(stage.model.path)).expanduser()
+    if then.get("files"):
+        return f"{folder} is not there" if not folder.is_dir() else files.differing(folder, then["files"])
+    if then.get("commit") and (now := base_of(stage).get("commit", then["commit"])) != then["commit"]:
+        return f"{path} is at commit {now}, and was at {then['commit']}"
+    return ""
+
+
 def lineage(stage: Stage) -> list[dict[str, str]]:
     """Every finished run below this one, with the id of each: the whole chain of weights."""
     chain: dict[str, dict[str, str]] = {}
@@ -322,11 +365,12 @@ def lineage(stage: Stage) -> list[dict[str, str]]:
     return list(chain.values())
 
 
-def finished_stage(folder: Path, root: Path | None = None) -> Stage:
+def finished_stage(folder: Path, root: Path | None = None, reward: bool = False) -> Stage:
     """The configuration of a run that left weights; `root` holds all runs, by default the folder of the run's recipe's.
 
     Raises:
-        ConfigError: there is no such run, it has not finished, or it trained a reward model, which does not talk.
+        ConfigError: there is no such run, it has not finished, or it trained a reward model, which does not talk, and no `reward`
+            is asked for.
     """
     run = read_run(folder)
     if not run:
@@ -341,7 +385,7 @@ def finished_stage(folder: Path, root: Path | None = None) -> Stage:
         raise ConfigError(f"{folder} has not finished (status: {run.get('status')})\n  fix: {fix}")
     check_final(folder)
     stage = read_stage(folder)
-    if METHODS[stage.method.name].leaves == "reward":
+    if METHODS[stage.method.name].leaves == "reward" and not reward:
         policies = ", ".join(name for name, row in METHODS.items() if row.leaves == "policy")
         what = "is a reward model: it scores replies and writes none"
         raise ConfigError(f"{folder} {what}\n  fix: a run of one of {policies}")
