@@ -29,8 +29,8 @@ from rlhf.benchmark.workload import SIZES, Size
 
 @dataclass
 class Measured:
-    parts: list[Literal["fixed", "natural", "growth", "sft", "support", "plan", "data", "rows", "stages", "export"]] = field(
-        default_factory=lambda: ["fixed", "natural", "growth", "sft"]
+    parts: list[Literal["fixed", "natural", "growth", "sft", "support", "plan", "data", "rows", "stages", "export"]] = (
+        field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
     )
     size: Literal["cpu", "8b", "tiny"] = "cpu"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -33,9 +33,17 @@ class Arguments:
 
 
 def main(own: Arguments) -> None:
+    from rlhf.export.refuse import refuse
+
+    root = Path(own.run_root)
+    out = Path(own.out) if own.out else root / own.run / "export"
+    stage = refuse(root, own.run, own.to, own.dtype, out)
+    from rlhf.process import quiet
+
+    quiet()  # from here on libraries are imported that take seconds
     from rlhf.export.run import export, push
 
-    out = export(Path(own.run_root), own.run, own.to, own.dtype, Path(own.out) if own.out else None, own.prompts)
+    export(stage, own.to, own.dtype, out, own.prompts)
     print(f"files    {out}/")
     if own.push:
         print(f"pushed   {push(out, own.push)}")

@@ -6,7 +6,8 @@ import gguf
 import pytest
 
 from rlhf.export import gguf as writer
-from rlhf.export.weights import exportable, whole
+from rlhf.export.refuse import exportable
+from rlhf.export.weights import whole
 from rlhf.models.tokenizer import saved_tokenizer
 from tests.export import helpers
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from rlhf.config import Quantization, Stage
 from rlhf.errors import ConfigError, GuardStop
-from rlhf.export.check import Trained, as_trained, difference, prompts_of, reload
+from rlhf.export.check import as_trained, difference, prompts_of, reload
 from rlhf.export.folder import settle, write_folder
 from rlhf.export.gguf import TYPES, check_gguf, write_gguf
-from rlhf.export.weights import exportable, is_reward, whole
+from rlhf.export.refuse import exportable, is_reward
+from rlhf.export.weights import whole
 from rlhf.files import FINAL
 from rlhf.output.tables import grid
 from rlhf.runs import record
@@ -28,7 +29,9 @@ def compare_exports(root: Path, recipe: str, prompts: int) -> dict[str, Any]:
     stages = [exportable(root / recipe / name, root) for name in finished]
     stages = [stage for stage in stages if stage.adapter.name == "lora" and not is_reward(stage)]
     if not stages:
-        raise ConfigError(f"{root / recipe} has no finished policy with an adapter\n  fix: python src/pipeline.py recipe={recipe}")
+        raise ConfigError(
+            f"{root / recipe} has no finished policy with an adapter\n  fix: python src/pipeline.py recipe={recipe}"
+        )
     rows = []
     for stage in stages:
         tokenizer = saved_tokenizer(stage.path / FINAL)
@@ -63,7 +66,11 @@ def variants(stage: Stage, tokenizer: Any) -> Iterator[tuple[str, str, Any]]:
             yield f"HF {dtype}", dtype, reload(folder, dtype, False)
         for dtype in ("float32", "float16", "q8_0"):
             yield f"GGUF {TYPES[dtype]}", dtype, reload(folder, dtype, False, f"{dtype}.gguf")
-    yield "wrong: merged into the original weights", "float32", whole(replace(stage, quantization=Quantization("none", {})), tokenizer)
+    yield (
+        "wrong: merged into the original weights",
+        "float32",
+        whole(replace(stage, quantization=Quantization("none", {})), tokenizer),
+    )
     yield "wrong: merged into the 4-bit weights", "float32", merged_into_4_bit(stage, tokenizer)
 
 
@@ -88,6 +95,9 @@ def exports_table(report: dict[str, Any]) -> str:
         ]
         for row in report["rows"]
     ]
-    counts = {name: next(r for r in report["rows"] if r["run"] == name) for name in dict.fromkeys(r["run"] for r in report["rows"])}
+    counts = {
+        name: next(r for r in report["rows"] if r["run"] == name)
+        for name in dict.fromkeys(r["run"] for r in report["rows"])
+    }
     asked = ", ".join(f"{name} {row['prompts']} prompts and {row['positions']} tokens" for name, row in counts.items())
     return f"{grid([head, *rows])}\n\n{report['recipe']}: {asked}"

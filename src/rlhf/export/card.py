@@ -8,7 +8,7 @@ import yaml
 
 from rlhf.config import Stage
 from rlhf.data.sources import is_hub
-from rlhf.export.weights import is_reward
+from rlhf.export.refuse import is_reward
 from rlhf.runs.card import RUN, licence
 
 PLACE = "PATH/TO/THIS/FOLDER"

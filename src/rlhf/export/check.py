@@ -12,7 +12,7 @@ from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop
 from rlhf.evaluation.evaluate import answer
 from rlhf.evaluation.samples import final_samples
-from rlhf.export.weights import is_reward
+from rlhf.export.refuse import is_reward
 from rlhf.models.roles import Role
 from rlhf.models.shared import load_roles
 

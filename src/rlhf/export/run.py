@@ -1,4 +1,4 @@
-"""An export from its command to a folder: merged, written, read back, held against the run, and only then there."""
+"""An export from a finished run to a folder: merged, written, read back, held against the run, and only then there."""
 
 import os
 import shutil
@@ -9,36 +9,25 @@ from typing import Any
 
 from rlhf import files
 from rlhf.config import Stage
-from rlhf.errors import ConfigError, Refusal
+from rlhf.errors import ConfigError
 from rlhf.export.card import card
 from rlhf.export.check import as_trained, difference, prompts_of, reload
 from rlhf.export.folder import settle, write_folder
 from rlhf.export.gguf import TYPES, check_gguf, modelfile, write_gguf
-from rlhf.export.weights import exportable, is_reward, whole
+from rlhf.export.refuse import RECORD, is_reward
+from rlhf.export.weights import whole
 from rlhf.models.tokenizer import saved_tokenizer
-from rlhf.process import quiet
 from rlhf.runs.provenance import provenance
 
-RECORD = "export.json"
 KEPT_HIGHER = ("max_logit", "mean_logit", "kl")  # of several formats the worst is told first
 
 
-def export(root: Path, name: str, to: Sequence[str], dtype: str, out: Path | None, prompts: int) -> Path:
-    """The folder that was written; its `export.json` says how far it is from the run.
+def export(stage: Stage, to: Sequence[str], dtype: str, out: Path, prompts: int) -> None:
+    """Fills the folder `out`; its `export.json` says how far what was written is from the run.
 
-    Raises:
-        ConfigError: a run or a setting that can't be exported; a folder that holds something else.
-        DataError: weights that are gone or not those that were written.
-        GuardStop: what was written is another model than the run.
+    `stage` is what `refuse` gave. Raises a Refusal for an architecture that GGUF can't take, and GuardStop where what was written is
+    another model than the run; `out` is then as it was before.
     """
-    stage = exportable(root / name, root)
-    out = out or stage.path / "export"
-    check_out(out)
-    if dtype == "q8_0" and "hf" in to:
-        raise Refusal("dtype", dtype, "is a format of GGUF", fix="to=[gguf], or dtype=float16")
-    if is_reward(stage) and "gguf" in to:
-        raise Refusal("to", "gguf", f"{name} is a reward model, and llama.cpp has no scalar head", fix="to=[hf]")
-    quiet()
     tokenizer = saved_tokenizer(stage.path / files.FINAL)
     model = whole(stage, tokenizer)
     if "gguf" in to:
@@ -50,15 +39,6 @@ def export(root: Path, name: str, to: Sequence[str], dtype: str, out: Path | Non
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return out
-
-
-def check_out(out: Path) -> None:
-    """Raises a Refusal where a folder holds what is no export of ours."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise Refusal("out", out, "is a link or a file", fix="out= with another folder, or take it away yourself")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise Refusal("out", out, "is not empty and holds no export", fix=f"out={out}-2, or take it away yourself")
 
 
 def _write(stage: Stage, tokenizer: Any, model: Any, trained: Any, to: Sequence[str], dtype: str, folder: Path) -> None:

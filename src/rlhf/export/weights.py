@@ -1,34 +1,11 @@
 """A finished run as plain weights: its adapter merged into the very numbers that it was trained against."""
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rlhf import files
 from rlhf.config import Stage
-from rlhf.errors import Refusal
-from rlhf.methods import METHODS
+from rlhf.export.refuse import is_reward
 from rlhf.models.base import load_base, merge
-from rlhf.runs import record
-
-
-def exportable(folder: Path, root: Path) -> Stage:
-    """The stage of a finished run, to be computed with on the CPU in fp32.
-
-    Raises a ConfigError or DataError for a run that is none, has not finished, or was trained on weights that are gone or others by
-    now, and for a base in int8, whose rounding of activations no plain weights have.
-    """
-    stage = record.finished_stage(folder, root, reward=True)
-    record.check_current(folder, stage)
-    if stage.quantization.name == "int8":
-        why = "multiplies rounded activations (LLM.int8), which is a function that no plain weights compute"
-        fix = "train it with quantization=nf4 or quantization=none"
-        raise Refusal("quantization", "int8", why, fix=fix)
-    return replace(stage, hardware=replace(stage.hardware, device="cpu", devices=1, precision="fp32"))
-
-
-def is_reward(stage: Stage) -> bool:
-    return METHODS[stage.method.name].leaves == "reward"
 
 
 def whole(stage: Stage, tokenizer: Any) -> Any:

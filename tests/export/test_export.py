@@ -1,0 +1,285 @@
+"""What an export holds and what is refused: nothing appears that is not the run."""
+
+import errno
+import json
+import os
+import shutil
+import stat
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from rlhf import files
+from rlhf.config import Quantization
+from rlhf.errors import ConfigError, DataError, GuardStop, Refusal
+from rlhf.export import check, run, weights
+from rlhf.export import refuse as refusals
+from rlhf.export.gguf import check_gguf, go_template, modelfile, pre_tokenizer
+from rlhf.models.tokenizer import saved_tokenizer
+from tests.export.hub import Hub
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(chain, door, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "ppo"
+    done = door("export.py", "run=support/ppo", "to=[hf,gguf]", f"out={out}", f"run.root={chain}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of greedy replies the same" in done.stdout and str(out) in done.stdout
+    return out
+
+
+def test_a_folder_is_whole_and_plain(exported, chain):
+    names = {path.name for path in exported.iterdir()}
+    assert names >= {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
+    assert names >= {"model.safetensors", "support-ppo-f16.gguf", "Modelfile", "README.md", "export.json"}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in exported.iterdir()} == {0o666 & ~mask}
+    config, tokenizer = (json.loads((exported / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] and config["torch_dtype"] == "float16"
+    assert "quantization_config" not in config and str(chain) not in json.dumps(config)
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and tokenizer["additional_special_tokens"]
+    generation = json.loads((exported / "generation_config.json").read_text())
+    own = saved_tokenizer(chain / "support/ppo/final")
+    assert generation["eos_token_id"] == own.eos_token_id and generation["pad_token_id"] == own.pad_token_id
+    held, card = json.loads((exported / "export.json").read_text()), (exported / "README.md").read_text()
+    assert 0 < held["max_logit"] < 0.1 and 0 <= held["kl"] < 1e-4 and held["run"] == "support/ppo"
+    assert [entry["stage"] for entry in held["lineage"]] == ["support/base", "support/sft", "support/reward"]
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["license"] == "apache-2.0" and head["library_name"] == "transformers"
+    assert card.count("PATH/TO/THIS/FOLDER") == 4 and f"{held['max_logit']:.2g}" in card
+    assert (exported / "Modelfile").read_text().startswith("FROM ./support-ppo-f16.gguf\n")
+
+
+def test_a_model_without_an_adapter_is_exported(chain, door, tmp_path):
+    done = door("export.py", "run=support/base", "dtype=float32", f"out={tmp_path}/base", f"run.root={chain}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "base/export.json").read_text())["max_logit"] < 1e-5
+
+
+def test_a_reward_model_scores_the_same_elsewhere(chain, door, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from rlhf.models.shared import load_roles
+    from rlhf.rewards.scorers import scorer
+
+    done = door("export.py", "run=support/reward", "dtype=float32", f"out={tmp_path}/reward", f"run.root={chain}")
+    assert done.returncode == 0, done.stderr
+    stage = refusals.exportable(chain / "support/reward", chain)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
+    role = load_roles(stage, tokenizer, {}, reward=chain / "support/reward/final")["reward"]
+    prompts, replies = [[5, 6, 7], [8, 9]], [[10, 11, tokenizer.eos_token_id], [12, tokenizer.eos_token_id]]
+    ours = scorer(stage, tokenizer, role)(prompts, replies, [])
+    with torch.no_grad():
+        theirs = torch.stack(
+            [model(input_ids=torch.tensor([p + r])).logits[0, 0] for p, r in zip(prompts, replies, strict=True)]
+        )
+    assert torch.allclose(ours, theirs, atol=1e-5) and float(ours.std()) > 1e-4
+    assert json.loads((tmp_path / "reward/export.json").read_text())["max_logit"] < 1e-4
+    assert "text-classification" in (tmp_path / "reward/README.md").read_text()
+
+
+@pytest.fixture
+def copied(chain, tmp_path):
+    """The chain's runs, to be changed."""
+    shutil.copytree(chain / "support", tmp_path / "runs/support", ignore=shutil.ignore_patterns("checkpoint-*"))
+    return tmp_path / "runs"
+
+
+def export(root, name="support/dpo", to=("hf",), dtype="float32", prompts=2):
+    out = root.parent / "out"
+    run.export(refusals.refuse(root, name, to, dtype, out), to, dtype, out, prompts)
+    return out
+
+
+def nothing_left(root):
+    return not [path for path in root.parent.iterdir() if path.name != "runs"]
+
+
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_runs_that_cannot_be_exported_are_refused(copied):
+    folder = copied / "support/dpo"
+    with pytest.raises(Refusal, match="to=gguf: support/reward is a reward model"):
+        export(copied, "support/reward", to=("gguf",))
+    with pytest.raises(Refusal, match="dtype=q8_0"):
+        export(copied, dtype="q8_0")
+    with pytest.raises(ConfigError, match="is not a run; did you mean support/dpo"):
+        export(copied, "support/dpoo")
+    change(folder / "run.json", status="running")
+    with pytest.raises(ConfigError, match="has not finished") as told:
+        export(copied)
+    assert "python src/train.py" in str(told.value) or "train.py" in str(told.value)
+    assert nothing_left(copied)
+
+
+def test_int8_is_refused(copied):
+    file = copied / "support/dpo/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["quantization"] = {"name": "int8", "args": {"load_in_8bit": True}}
+    file.write_text(yaml.safe_dump(config))
+    change(copied / "support/dpo/run.json", files={})
+    with pytest.raises(Refusal, match="quantization=int8"):
+        export(copied)
+
+
+def test_a_stale_run_is_refused(copied):
+    change(copied / "support/sft/run.json", id="0" * 16)
+    with pytest.raises(
+        ConfigError, match="is stale: sft was run .*, and is run 0000000000000000 now\n  fix: .*run.overwrite=true"
+    ):
+        export(copied)
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+def test_a_base_that_is_not_the_one_it_was_trained_on_is_refused(copied, how):
+    file = copied / "support/base/final/model.safetensors"
+    held = bytearray(file.read_bytes())
+    held[-1] ^= 1
+    file.unlink() if how == "gone" else file.write_bytes(held)
+    with pytest.raises(DataError, match="model.safetensors (is not there|holds other bytes)"):
+        export(copied)
+
+
+def test_a_base_of_no_run_is_known_by_its_files(compose_stage, tmp_path):
+    from rlhf.runs import record
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    (base / "config.json").write_text("{}")
+    stage = compose_stage(
+        "model=qwen3_8b", f"model.path={base}", "dataset=local_pairs", "dataset.path=x.jsonl", "method=dpo"
+    )
+    then = json.loads(json.dumps(record.base_of(stage)))
+    assert set(then["files"]) == {"model.safetensors", "config.json"} and not record.base_differs(stage, then)
+    (base / "model.safetensors").write_bytes(b"Weights")
+    assert "holds other bytes" in record.base_differs(stage, then)
+    shutil.rmtree(base)
+    assert record.base_differs(stage, then) == f"{base} is not there"
+    assert not record.base_differs(stage, {})  # a run of before it was noted
+
+
+def test_a_full_disk_leaves_no_half_folder(copied, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "write_folder", full)
+    with pytest.raises(OSError):
+        export(copied)
+    assert nothing_left(copied)
+
+
+@pytest.mark.parametrize("what", ["original weights", "4 bit"])
+def test_the_wrong_merges_are_found_to_be_other_models(copied, monkeypatch, what):
+    from rlhf.benchmark.exports import merged_into_4_bit
+
+    def wrong(stage, tokenizer):
+        if what == "4 bit":
+            return merged_into_4_bit(stage, tokenizer)
+        return weights.whole(replace(stage, quantization=Quantization("none", {})), tokenizer)
+
+    stage = refusals.exportable(copied / "support/dpo", copied)
+    tokenizer = saved_tokenizer(stage.path / "final")
+    trained = check.as_trained(stage, tokenizer, check.prompts_of(stage, tokenizer, 4))
+    right, found = (
+        check.difference(stage, tokenizer, trained, make(stage, tokenizer)) for make in (weights.whole, wrong)
+    )
+    right.refuse("the folder", "float32")
+    for dtype in check.TOLERANCES:
+        with pytest.raises(GuardStop, match="is another model than the run"):
+            replace(found, mean_logit=found.mean_logit).refuse("the folder", dtype)
+    monkeypatch.setattr(
+        run, "whole", lambda *args: weights.whole(replace(stage, quantization=Quantization("none", {})), tokenizer)
+    )
+    with pytest.raises(GuardStop, match="nothing was written"):
+        export(copied)
+    assert nothing_left(copied)
+
+
+def test_another_folder_is_not_replaced(copied):
+    out = copied.parent / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(Refusal, match="is not empty and holds no export"):
+        export(copied)
+    assert (out / "mine.txt").read_text() == "precious"
+    (out / "mine.txt").rename(out / refusals.RECORD)  # an export, as it seems
+    assert export(copied) == out and files.read_json(out / refusals.RECORD)["run"] == "support/dpo"
+
+
+def test_what_gguf_cannot_take_is_refused_with_the_way(chain):
+    from transformers import AutoConfig
+
+    own = saved_tokenizer(chain / "support/ppo/final")
+    assert pre_tokenizer(own) == "gpt-2"
+    llama = AutoConfig.from_pretrained(chain / "support/base/final")
+    assert check_gguf(llama, own) == "gpt-2"
+    wrong = [(AutoConfig.for_model("gpt2"), "its architecture is gpt2"), (AutoConfig.for_model("qwen3"), "is qwen3")]
+    for values, words in (
+        ({"attention_bias": True}, "biases"),
+        ({"hidden_act": "gelu"}, "activation is gelu"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "positions are scaled"),
+    ):
+        config = AutoConfig.from_pretrained(chain / "support/base/final")
+        for name, value in values.items():
+            setattr(config, name, value)
+        wrong.append((config, words))
+    for config, words in wrong:
+        with pytest.raises(Refusal, match=words) as told:
+            check_gguf(config, own)
+        assert "convert_hf_to_gguf.py" in str(told.value)
+    from tokenizers import pre_tokenizers
+
+    own.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(Refusal, match="none of the byte-level BPEs"):
+        check_gguf(llama, own)
+
+
+def test_a_chat_template_of_turns_is_put_into_go(chain):
+    from rlhf.config import REPO
+
+    own = saved_tokenizer(chain / "support/ppo/final")
+    own.chat_template = (REPO / "conf/chat_template/chatml.jinja").read_text()
+    written = go_template(own)
+    assert written is not None and written.startswith(
+        '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
+    )
+    assert written.endswith("<|im_end|>\n{{ end }}{{ end }}<|im_start|>assistant\n")
+    own.chat_template = "{{ messages[0]['content'] | upper }}"
+    assert go_template(own) is None
+    assert "# the chat template" in modelfile("x.gguf", own, None)
+
+
+def test_an_export_is_pushed_to_a_hub(copied, monkeypatch, tmp_path):
+    hub, out = Hub(), export(copied)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    try:
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        assert run.push(out, "me/mine") == f"{hub.address}/me/mine"
+        assert hub.created[0]["name"] == "mine" and hub.created[0]["visibility"] == "private", hub.created
+        held = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert {name: hub.files.get(name) for name in held} == held and len(held) > 6
+        assert not any(b"hf_test" in content for content in held.values())
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        for name in ("me/mine", "no/such/name"):
+            with pytest.raises(
+                ConfigError, match=f"push={name}: .*\n  fix: hf auth login, and push=<your name>/<a name>"
+            ):
+                run.push(out, name)
+    finally:
+        hub.close()
