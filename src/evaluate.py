@@ -44,7 +44,7 @@ def main(own: Arguments) -> None:
         raise Refusal("tasks", f"[{','.join(own.tasks)}]", why, fix="file=rows.jsonl, or in run= a policy")
     if of.scores:
         if own.file is None:
-            raise door.missing("file", __doc__ or "")
+            raise door.missing("file", f"python src/evaluate.py run={own.run} file=reward-bench-2.jsonl")
         for key in ("num_fewshot", "include", "chat_template"):
             if value := getattr(own, key):
                 raise Refusal(key, value, "file= does not read it", fix="leave it out")

@@ -34,6 +34,8 @@ SWEEP = {"-m", "--multirun"}
 RENAMED = {"recipes": "recipe", "root": "run.root", "readme": "page", "index": "page"}
 CONFIG = {*GROUPS, *(field.name for field in dataclasses.fields(Stage)), "recipe"}
 T = TypeVar("T")
+
+
 class Count(int):
     """A whole number of the command line that may be 0."""
 

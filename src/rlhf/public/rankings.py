@@ -76,7 +76,9 @@ def measure(of: Subject, file: Path, limit: int | None, batch_size: int) -> tupl
 def questions(file: Path) -> Iterator[Question]:
     """The rows of a file; raises a DataError that names the first that is not shaped as RewardBench 2."""
     if not file.is_file():
-        raise DataError(f"file={file}: there is no such file\n  fix: rows of allenai/reward-bench-2, .jsonl or .parquet")
+        raise DataError(
+            f"file={file}: there is no such file\n  fix: rows of allenai/reward-bench-2, .jsonl or .parquet"
+        )
     for row in open_file(file).read():
         try:
             yield _question(row)
@@ -97,7 +99,9 @@ def _question(row: Row) -> Question:
             raise BadRow("miscounted", f"{count} is {values[count]}, and {key} has {len(replies)}")
     found = Question(row.where, values["id"], values["subset"], values["prompt"], values["chosen"], values["rejected"])
     if len(found.right) > 1 and found.subset.lower() != TIES:
-        raise BadRow("several chosen", f"subset {found.subset} has one right reply to a prompt, found {len(found.right)}")
+        raise BadRow(
+            "several chosen", f"subset {found.subset} has one right reply to a prompt, found {len(found.right)}"
+        )
     return found
 
 

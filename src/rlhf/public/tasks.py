@@ -6,6 +6,7 @@ them; nothing else is written, and tasks that would run code which the model wro
 """
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -14,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +56,30 @@ def load(asked: Asked) -> dict[str, Any]:
     Raises a Refusal for a name that is none, a task that can't be loaded here or runs code, few-shot examples that it won't take.
     """
     _quiet()
-    from lm_eval.tasks import TaskManager
-
+    manager_of = _harness("tasks").TaskManager
     if asked.include is not None and not Path(asked.include).is_dir():
-        raise Refusal("include", asked.include, "is no folder", fix="the folder that holds the YAML files of your tasks")
-    own = TaskManager(include_path=asked.include, include_defaults=False) if asked.include else None
+        raise Refusal(
+            "include", asked.include, "is no folder", fix="the folder that holds the YAML files of your tasks"
+        )
+    own = manager_of(include_path=asked.include, include_defaults=False) if asked.include else None
     if own is not None and set(asked.tasks) <= set(own.all_tasks):  # the index of all tasks takes seconds
         manager = own
     else:
-        manager = TaskManager(include_path=asked.include)
+        manager = manager_of(include_path=asked.include)
     for name in asked.tasks:
         if name not in manager.all_tasks:
-            known = nearest(name, [*(own.all_tasks if own else ()), *manager.all_groups, *manager.all_tasks])
-            raise Refusal("tasks", name, f"lm-evaluation-harness has no such task{known}", fix="lm-eval ls tasks")
+            where = "lm-evaluation-harness" if own is None else f"neither {asked.include} nor lm-evaluation-harness"
+            why = f"{where} has {'no such' if own is None else 'such a'} task{nearest(name, manager.all_tasks)}"
+            raise Refusal("tasks", name, why, fix="lm-eval ls tasks   (which lists all)")
     try:
         with _terminal_only():
             found: Any = manager.load(list(asked.tasks))
     except Exception as error:  # of a task's YAML, its code, its packages, its rows on the hub
         why = f"can't be loaded: {type(error).__name__}: {(str(error) or 'no words').splitlines()[0][:200]}"
-        package = getattr(error, "name", None) if isinstance(error, ImportError) else None
-        raise Refusal("tasks", asked.shown, why, fix=f"pip install {package}" if package else "") from error
+        fix = "go online once, then its rows are cached" if isinstance(error, OSError) else ""
+        if isinstance(error, ImportError) and error.name:
+            fix = f"{shlex.quote(sys.executable)} -m pip install {error.name}"
+        raise Refusal("tasks", asked.shown, why, fix=fix) from error
     for name, task in found["tasks"].items():
         _settle(name, task, asked)
     return found
@@ -97,7 +103,6 @@ def measure(model: Any, tokenizer: Any, found: dict[str, Any], asked: Asked) -> 
     """One row a task, group and metric, and how many requests were longer than the model's context and lost their beginning."""
     import numpy as np
     import torch
-    from lm_eval.evaluator import evaluate
 
     if asked.chat_template and not tokenizer.chat_template:
         raise Refusal("chat_template", "true", "the tokenizer has none", fix="chat_template=false")
@@ -107,9 +112,9 @@ def measure(model: Any, tokenizer: Any, found: dict[str, Any], asked: Asked) -> 
     lm = language_model(model, tokenizer, asked.batch_size)
     try:
         with _terminal_only():
-            results: Any = evaluate(
+            results = _harness("evaluator").evaluate(
                 lm,
-                task_dict=found,  # pyright: ignore[reportArgumentType]
+                task_dict=found,
                 limit=asked.limit,
                 bootstrap_iters=RESAMPLES,
                 log_samples=False,
@@ -121,14 +126,14 @@ def measure(model: Any, tokenizer: Any, found: dict[str, Any], asked: Asked) -> 
             raise
         why = f"asks for longer replies than the model's {lm.max_length} positions hold"
         raise Refusal("tasks", asked.shown, why, fix="a task with shorter replies, by a YAML in include=") from error
-    return list(rows(results, asked)), lm.cut
+    return list(rows(results, asked, f"lm_eval {metadata.version('lm_eval')}")), lm.cut
 
 
 def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
     """The harness's own adapter of a model that is loaded, with log-probabilities in fp32; `cut` counts requests that it cuts."""
-    from lm_eval.models.huggingface import HFLM
+    harness = _harness("models.huggingface").HFLM
 
-    class Policy(HFLM):
+    class Policy(harness):
         cut = 0
 
         def _loglikelihood_tokens(self, requests: Any, *more: Any, **options: Any) -> Any:
@@ -143,10 +148,8 @@ def language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
     return Policy(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
 
 
-def rows(results: dict[str, Any], asked: Asked) -> Iterator[dict[str, Any]]:
+def rows(results: dict[str, Any], asked: Asked, by: str) -> Iterator[dict[str, Any]]:
     """The harness's results as rows of benchmarks.json. `n` counts the rows of a dataset, of a group all of its tasks'."""
-    import lm_eval
-
     for task, values in results["results"].items():
         leaves = list(_leaves(task, results.get("group_subtasks", {})))
         shots = {results["n-shot"].get(leaf) for leaf in leaves}
@@ -157,7 +160,7 @@ def rows(results: dict[str, Any], asked: Asked) -> Iterator[dict[str, Any]]:
             "chat_template": asked.chat_template,
             "seed": asked.seed,
             "version": results["versions"].get(task),
-            "by": f"lm_eval {lm_eval.__version__}",
+            "by": by,
         }
         for name, value in values.items():
             metric, comma, chosen = name.rpartition(",")
@@ -176,18 +179,22 @@ def _leaves(task: str, below: dict[str, list[str]]) -> Iterator[str]:
         yield task
 
 
+def _harness(module: str) -> Any:
+    """A module of lm_eval, which type checkers find in no environment but one with the extra."""
+    return importlib.import_module(f"lm_eval.{module}")
+
+
 def _quiet() -> None:
-    """The harness warns about what is decided here on purpose; `evaluate`, below it, counts its downloads by default."""
-    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "false"
+    """The harness warns about what is decided here on purpose; `evaluate`, below it, counts its downloads by default. Its
+    bootstrap would fork this process, weights and all, once a core."""
+    os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "false", "DISABLE_MULTIPROC": "1"}
     for name in ("lm_eval", "evaluate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def _terminal_only() -> Iterator[None]:
-    """Progress bars, of which an hour of requests needs one, go to a terminal and to nothing else."""
-    if sys.stderr.isatty():
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        yield
+    """Progress bars, of which an hour of requests needs one, go to a terminal and to nothing else; what is printed beside, nowhere."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(nowhere):
+            yield
