@@ -136,6 +136,7 @@ def question(right, wrong):
         (([0.5], [0.0]), ([2.0, 1.0], [-1.0]), 0.8 + 0.01 * np.tanh(0.5 - 1)),  # the margin of ref is below the spread
         (([-1.0], [0.0]), ([2.0, 1.0], [0.5]), 0.3 + 0.01 * np.tanh(-1 - 1)),
         (([1.0], [0.0]), ([2.0, 2.0], [1.0]), 1.0 + 0.01),  # no spread: the limit of tanh
+        (([5.0], [0.0]), ([2.0, 1.0], [0.5]), 0.6 + 0.01 * np.tanh(0.5 - 1)),  # that of tied is, too
         (([0.0], [0.0]), ([2.0, 2.0], [1.0]), 0.5),  # 0 / 0 counts as 0
     ],
 )  # fmt: skip

@@ -195,6 +195,7 @@ def _quiet() -> None:
 @contextlib.contextmanager
 def _terminal_only() -> Iterator[None]:
     """Progress bars, of which an hour of requests needs one, go to a terminal and to nothing else; what is printed beside, nowhere."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(nowhere):
+    with open(os.devnull, "w") as nowhere:
+        bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(nowhere)
+        with contextlib.redirect_stdout(nowhere), bars:
             yield
