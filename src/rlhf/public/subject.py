@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import Stage
-from rlhf.errors import ConfigError
 from rlhf.files import FINAL, RUN_FILE, read_json
 from rlhf.methods import METHODS
 from rlhf.runs import record
@@ -27,21 +26,19 @@ class Subject:
 
 
 def subject(run: str, root: Path) -> Subject:
-    """What `run=` names: a run folder, `<recipe>/<stage>` below `root`, or a folder with a config.json.
+    """What `run=` names: a run folder or its final/, a folder with a config.json such as an export, or either below `root`.
 
-    Raises ConfigError where there is no such run, it has not finished, or a stage whose weights it read was made again since:
-    an adapter on another base is a model that nobody trained.
+    Raises ConfigError or DataError where there is no such run, it has not finished, or the runs and the base below it are not
+    those that it was trained on: an adapter on another base is a model that nobody trained.
     """
-    named = Path(run)
-    named = named.parent if named.name == FINAL and (named.parent / RUN_FILE).is_file() else named
-    if (named / CONFIG).is_file() and not (named / RUN_FILE).is_file():
-        kinds = read_json(named / CONFIG).get("architectures") or []
-        return Subject(named, None, any(kind.endswith("ForSequenceClassification") for kind in kinds))
-    folder = named if (named / RUN_FILE).is_file() else root / run
-    stage = record.finished_run(folder, root)
-    if again := record.made_again(stage):
-        fix = f"{' '.join(record.read_run(folder)['command'])} run.overwrite=true"
-        raise ConfigError(f"{folder} is stale: it was trained on {again}, which was made again since\n  fix: {fix}")
+    places = [path.parent if path.name == FINAL else path for path in (Path(run), root / run)]
+    folder = next((path for path in places if (path / RUN_FILE).is_file()), root / run)
+    plain = next((path for path in (Path(run), root / run) if (path / CONFIG).is_file()), None)
+    if plain is not None and not (folder / RUN_FILE).is_file():
+        kinds = read_json(plain / CONFIG).get("architectures") or []
+        return Subject(plain, None, any(kind.endswith("ForSequenceClassification") for kind in kinds))
+    stage = record.finished_stage(folder, root, reward=True)
+    record.check_current(folder, stage)
     return Subject(folder, stage, METHODS[stage.method.name].leaves == "reward")
 
 
