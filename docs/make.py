@@ -33,6 +33,7 @@ ROOMS = tuple(
         "methods.*",
         "preflight",
         "runs",
+        "public",
         "reports",
         "export",
         "compare",

@@ -14,6 +14,7 @@ from rlhf import door
 from rlhf.compare.trials import Comparison
 from rlhf.config import REPO, Stage, compose_config, to_stage
 from rlhf.errors import ConfigError
+from rlhf.methods import METHODS
 from rlhf.preflight.plan import resolve
 from rlhf.preflight.settings import check_settings
 from rlhf.runs import record
@@ -70,6 +71,12 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
+    elif name == "evaluate":
+        stage = to_stage(compose_config([f"recipes={own.run}"]))
+        assert (own.tasks is None, own.file is None) == (
+            METHODS[stage.method.name].leaves == "reward",
+            own.tasks is not None,
+        )
     if getattr(own, "page", None) is not None:
         assert (REPO / own.page).is_file()
 
@@ -142,6 +149,7 @@ def test_a_block_that_writes_a_folder_twice_is_found():
         "python src/plan.py recipe=support/dppo",
         "python src/reproduce.py index=recipes/README.md",
         "python src/compare.py recipe=support root=x",
+        "python src/evaluate.py run=support/dpo task=[mmlu]",
         "python src/pipeline.py recipe=support stages=[dppo]",
         "python src/train.py --recipe support/dpo",
     ],

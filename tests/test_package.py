@@ -61,8 +61,9 @@ def test_a_wheel_holds_the_package_and_says_what_it_is(checkout, tmp_path):
     assert metadata["Summary"] and "RLHF" in str(metadata.get_payload())
     needed = metadata.get_all("Requires-Dist") or []
     assert [line for line in needed if "extra" not in line] == requirements("requirements.txt")
-    tests = [line.partition(";")[0].strip() for line in needed if "extra" in line]
-    assert tests == requirements("requirements-test.txt")
+    for extra in ("test", "benchmarks"):
+        lines = [line.partition(";")[0].strip() for line in needed if f'extra == "{extra}"' in line]
+        assert lines == requirements(f"requirements-{extra}.txt")
 
     done = python("from rlhf.config import compose_config; compose_config([])", tmp_path / "site")
     assert "installed away from its checkout" in done.stderr and "pip install --editable" in done.stderr, done.stderr

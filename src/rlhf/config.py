@@ -174,10 +174,22 @@ class Source:
 
 
 @dataclass
+class Benchmark:
+    """What `src/evaluate.py` measures: a task of lm-evaluation-harness and one of its metrics, times `scale` (100 for percent)."""
+
+    task: str = MISSING
+    metric: str = MISSING
+    num_fewshot: int | None = None
+    scale: float = 1.0
+    filter: str = "none"
+
+
+@dataclass
 class Expected:
     """A published number, and the band in which a measured one counts as reproduced.
 
-    `band` says whose it is (ours or source); `needs` what measures it, where no stage here does (a paid judge, a benchmark).
+    `band` says whose it is (ours or source); `benchmark` what src/evaluate.py measures it with, where no stage logs it; `needs`
+    what measures it where nothing here does (a paid judge).
     """
 
     published: float = MISSING
@@ -186,6 +198,7 @@ class Expected:
     high: float | None = None
     band: str | None = None
     needs: str | None = None
+    benchmark: Benchmark | None = None
 
 
 @dataclass

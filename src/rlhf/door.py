@@ -34,6 +34,12 @@ SWEEP = {"-m", "--multirun"}
 RENAMED = {"recipes": "recipe", "root": "run.root", "readme": "page", "index": "page"}
 CONFIG = {*GROUPS, *(field.name for field in dataclasses.fields(Stage)), "recipe"}
 T = TypeVar("T")
+
+
+class Count(int):
+    """A whole number of the command line that may be 0."""
+
+
 _typed: list[str] = []  # the command line before it was put into Hydra's words
 
 
@@ -116,12 +122,13 @@ def arguments(schema: type[T], given: Sequence[str], usage: str) -> T:
 def value_of(text: str, hint: Any) -> Any:
     """A text of the command line as the type `hint`: a scalar, choices, a list `[a,b]` or `a,b`, or one of these or None.
 
-    Raises ConfigError. Whole numbers are counts and start at 1.
+    Raises ConfigError. Whole numbers are counts and start at 1, a `Count` at 0.
     """
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kind = next(member for member in members if member is not type(None))
     if typing.get_origin(kind) is list:
         return [value_of(item.strip(), *typing.get_args(kind)) for item in text.strip("[]").split(",")]
+    kind, least = (int, 0) if kind is Count else (kind, 1)
     try:
         value = typed(kind, text)
     except ConfigError as error:
@@ -130,8 +137,8 @@ def value_of(text: str, hint: Any) -> Any:
         raise ConfigError("a value is empty")
     if kind is str:
         return home(value)
-    if kind is int and value < 1:
-        raise ConfigError(f"{text!r} is not a whole number from 1")
+    if kind is int and value < least:
+        raise ConfigError(f"{text!r} is not a whole number from {least}")
     if kind is bool and text not in ("true", "false"):
         raise ConfigError(f"{text!r} is not true or false")
     return value

@@ -66,6 +66,14 @@ def test_a_model_and_a_dataset_are_one_file_each_and_a_recipe_is_a_folder(home, 
         ("expect: {eval_loss: {published: 3, low: 0, high: 2, band: ours, source: x}}", "must hold the published 3.0"),
         ("expect: {eval_loss: {published: 1, low: 0, high: 2, source: x}}", "say whose band it is"),
         ("expect: {mt_bench: {published: 7, low: 6, high: 8, needs: a judge, source: x}}", "leave them out"),
+        (
+            "expect: {mmlu: {published: 7, needs: a judge, source: x, benchmark: {task: mmlu, metric: acc}}}",
+            "leave one of them out",
+        ),
+        (
+            "expect: {mmlu: {published: 7, source: x, benchmark: {task: mmlu, metric: acc}}}",
+            "the band [None, None] must hold the published 7.0",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused_before_it_trains(home, text, message):

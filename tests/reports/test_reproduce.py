@@ -10,9 +10,11 @@ import pytest
 
 from rlhf.config import REPO, Expected, compose_config, to_stage
 from rlhf.errors import ConfigError, GuardStop
+from rlhf.public import results
 from rlhf.reports import reproduce
-from rlhf.reports.reproduce import into, measured, settle, verdict
+from rlhf.reports.reproduce import compare, into, measured, settle, verdict
 from rlhf.runs.pipeline import Pipeline
+from rlhf.runs.record import Record
 from tests.faults.tiny import SMALL
 
 STATED = [("sft", "gold_score"), ("reward", "accuracy_true")]
@@ -59,6 +61,34 @@ def test_only_what_is_all_inside_counts_as_reproduced(words, message):
     else:
         with pytest.raises(GuardStop, match=message):
             settle("r", rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "differs", "told"),
+    [
+        (None, {}, "not checked: python src/evaluate.py run=guanaco-7b/sft run.root={root} tasks=[mmlu] num_fewshot=5"),
+        (0.366, {}, "reproduced"),
+        (0.25, {}, "outside"),
+        (0.366, {"limit": 100}, "not checked: "),
+        (0.366, {"num_fewshot": 0}, "not checked: "),
+        (0.366, {"chat_template": True}, "not checked: "),
+        (0.366, {"task": "mmlu_stem"}, "not checked: "),
+    ],
+)
+def test_a_benchmark_is_held_against_what_was_published_or_its_command_is_told(tmp_path, value, differs, told):
+    plan = Pipeline("guanaco-7b", [f"run.root={tmp_path}"])
+    run = Record(plan.stage("sft"), None, False, [])
+    run.status("finished")
+    row = {"task": "mmlu", "metric": "acc", "filter": "none", "value": value, "num_fewshot": 5, "limit": None}
+    row |= {"chat_template": False, "seed": 1234} | differs
+    if value is not None:
+        results.keep(run.path, [row])
+    found = {row["metric"]: row for row in compare(plan)}["mmlu"]
+    assert found["verdict"].startswith(told.format(root=tmp_path))
+    assert found["measured"] == (None if told.startswith("not") else pytest.approx(100 * value))
+    run.run["id"] = "another training in this folder"
+    run.status("finished")
+    assert {row["metric"]: row for row in compare(plan)}["mmlu"]["measured"] is None
 
 
 @pytest.mark.slow
@@ -149,7 +179,10 @@ def test_the_index_has_every_number_that_a_recipe_states_or_kept():
         if expected.needs:
             assert legend[band.removeprefix("needs ")] == expected.needs, key
         else:
-            assert [float(end) for end in band.split("..")] == [expected.low, expected.high], key
+            ends, _, letter = band.partition(" ")
+            assert [float(end) for end in ends.split("..")] == [expected.low, expected.high], key
+            by = expected.benchmark
+            assert legend.get(letter) == (by and f"`{results.command(key[0], by)}`"), key
 
 
 def tables(page):

@@ -293,9 +293,11 @@ def expectation_problems(stage: Stage) -> Iterator[str]:
             if low is not None or high is not None:
                 what = f"so nothing here is held against {key}.low and high; leave them out"
                 yield f"{key}.needs={expected.needs!r}, {what}"
+            if expected.benchmark is not None:
+                yield f"{key}.needs={expected.needs!r}, where {key}.benchmark measures it; leave one of them out"
             continue
-        if metric not in known:
-            fix = f"a metric that the stage logs, or in {key}.needs what measures it"
+        if expected.benchmark is None and metric not in known:
+            fix = f"a metric that the stage logs, or in {key}.needs or {key}.benchmark what measures it"
             yield f"{key} is not a metric of method={stage.method.name}{nearest(metric, known)}\n  fix: {fix}"
         if low is None or high is None or not low <= expected.published <= high:
             yield f"{key}: the band [{low}, {high}] must hold the published {expected.published}"

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from rlhf import files
 from rlhf.config import REPO, Expected, Stage, options
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.output.tables import between_markers, grid
+from rlhf.public import results
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline
 
@@ -33,7 +36,9 @@ def compare(plan: Pipeline) -> list[dict[str, Any]]:
             runs[name] = {key: run.get(key) for key in ("id", "seed", "seconds", "machine", "git")}
         for metric, expected in stage.expect.items():
             value = None
-            if state == "finished" and expected.needs is None:
+            if state == "finished" and expected.benchmark is not None:
+                value = results.measured(stage.path, expected.benchmark)
+            elif state == "finished" and expected.needs is None:
                 value = measured(stage.path, metric)
                 if value is None:
                     why = f"left no {metric}, which expect.{metric} names"
@@ -41,7 +46,9 @@ def compare(plan: Pipeline) -> list[dict[str, Any]]:
             word = verdict(expected, value)
             if word == "not run" and state == "stale":
                 word = f"not run with these settings ({record.changes(stage)} changed)"
-            rows.append({"stage": name, "metric": metric, "measured": value, "verdict": word, **vars(expected)})
+            elif word == "not run" and state == "finished" and expected.benchmark is not None:
+                word = f"not checked: {results.command(_run(stage), expected.benchmark)}"
+            rows.append({"stage": name, "metric": metric, "measured": value, "verdict": word, **asdict(expected)})
     folder = plan.stage(plan.order[0]).path.parent
     if folder.is_dir():
         content = {"recipe": plan.recipe, "overrides": plan.overrides, "rows": rows, "runs": runs}
@@ -49,6 +56,12 @@ def compare(plan: Pipeline) -> list[dict[str, Any]]:
         inside = "reproduced" in words and "outside" not in words
         files.write_json(folder / SAVED, content | {"reproduced": inside})
     return rows
+
+
+def _run(stage: Stage) -> str:
+    """How src/evaluate.py is told of a stage, with the folder of its runs where that is not the default."""
+    root = f" {shlex.quote(f'run.root={stage.run.root}')}" if stage.run.root != "runs" else ""
+    return f"{stage.run.recipe}/{stage.run.stage}{root}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -92,7 +105,7 @@ def index() -> str:
         sizes.append([f"[{recipe}]", _base(plan.stage(plan.order[-1])), *planned])
         for name in plan.order:
             for metric, expected in plan.stage(name).expect.items():
-                cells = f"{expected.published:g}", _held_against(expected, lacking)
+                cells = f"{expected.published:g}", _held_against(expected, f"{recipe}/{name}", lacking)
                 rows.append([f"{recipe}/{name}", metric, *cells, *_measured_here(recipe, name, metric)])
     links = "\n".join(f"[{recipe}]: {recipe}/" for recipe in plans)
     legend = "\n".join(f"- {letter}: {what}" for what, letter in lacking.items())
@@ -113,11 +126,16 @@ def _gigabytes(stage: str) -> float:
     return resolve([f"recipes={stage}"]).gigabytes
 
 
-def _held_against(expected: Expected, lacking: dict[str, str]) -> str:
-    """The band, or a letter for what it needs; `lacking` gets a letter for each new need."""
-    if expected.needs is None:
-        return f"{expected.low:g}..{expected.high:g}"
-    return f"needs {lacking.setdefault(expected.needs, chr(ord('A') + len(lacking)))}"
+def _held_against(expected: Expected, run: str, lacking: dict[str, str]) -> str:
+    """The band, and a letter for the command that measures it; or a letter for what it needs. `lacking` gets each new one."""
+
+    def letter(what: str) -> str:
+        return lacking.setdefault(what, chr(ord("A") + len(lacking)))
+
+    if expected.needs is not None:
+        return f"needs {letter(expected.needs)}"
+    by = "" if expected.benchmark is None else f" {letter(f'`{results.command(run, expected.benchmark)}`')}"
+    return f"{expected.low:g}..{expected.high:g}{by}"
 
 
 def _measured_here(recipe: str, name: str, metric: str) -> tuple[str, str]:
