@@ -22,7 +22,7 @@ from rlhf.runs.pipeline import Pipeline
 from tests.helpers import door_module
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "recipes").rglob("README.md"))]
-STAGES = ["base", "sft", "reward", "dpo", "ppo"]
+STAGES = ["base", "sft", "reward", "judge", "dpo", "ppo"]
 DOOR = re.compile(r"(?:python|accelerate launch [^`]*?) src/\w+\.py")
 COMMAND = re.compile(rf"{DOOR.pattern}|make [a-z]+")
 PLACEHOLDERS = {"<name>": "support", "<recipe>/<stage>": "support/dpo", "=N": "=1"}

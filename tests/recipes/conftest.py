@@ -34,6 +34,8 @@ def local(models, data):
         for split in {split.partition("[")[0] for split in vars(stage.dataset.splits).values() if split}:
             # where the last thousand rows are held out of the only split, there must be more of them
             many = rows * (2 + 1024 // len(rows)) if ":-10" in str(stage.dataset.splits.train) else rows
+            if split == "prompts":  # as recipes/reviews/fetch.py writes it: the prompts and nothing else
+                many = [{"prompt": row["prompt"]} for row in rows]
             (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
         return folder
 

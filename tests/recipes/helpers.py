@@ -11,6 +11,7 @@ ARCHITECTURES = {
     "huggyllama/llama": "llama",
     "meta-llama/Llama-3.1": "llama",
     "HuggingFaceTB/SmolLM2": "llama",
+    "recipes/reviews/fetched/model": "llama",
     "gpt2-large": "gpt2",
     "siebert/sentiment-roberta-large": "roberta",
 }

@@ -1,6 +1,6 @@
 """Rows with the schema of each dataset that the recipes read, good ones and the awkward ones that really occur in them.
 
-`ROWS[hub id]` is `(rows, awkward)`: 24 good rows, and awkward ones with what must become of them: kept, or a reason of the ledger.
+`ROWS[hub id, or folder that recipes/reviews/fetch.py writes]` is `(rows, awkward)`: 24 good rows, and awkward ones with what must become of them: kept, or a reason of the ledger.
 """
 
 from typing import Any
@@ -97,6 +97,29 @@ _DIALOGUES = [
     (chat((U, "Question?"), (A, LONG)), "truncated"),
 ]
 
+
+def _review(i: int, rest: str = "is good enough.") -> Row:
+    return {"prompt": f"Film {i}", "text": f"Film {i} {rest}", "rating": 1.375}
+
+
+def _reviewed(i: int, *replies: str, ranks: tuple[int, int] | None = None) -> Row:
+    said = [*replies] or [" is a good film.", " is not."]
+    return {
+        "prompt": f"Film {i}",
+        "replies": said,
+        "ranks": [*(ranks or (i % 2, 1 - i % 2))],
+        "true_scores": [1.5, -0.533],
+    }
+
+
+_REVIEWED: list[tuple[Row, str]] = [
+    (_reviewed(90, " is a good film.", f" is {LONG}"), "too long"),
+    (_reviewed(91, " is a good film", " is a good film."), "kept"),  # but for a full stop they are the same
+    (_reviewed(92, ", it's not -- é, ''dull''", " is."), "kept"),
+    (_reviewed(93, " is a good film.", " is a good film. "), "kept"),
+    (_reviewed(94, "", " is a good film."), "empty text"),  # the other review ends with its second word
+]
+
 ROWS: dict[str, tuple[list[Row], list[tuple[Row, str]]]] = {
     "HuggingFaceH4/ultrachat_200k": (
         [_ultrachat(i) for i in range(24)],
@@ -158,6 +181,12 @@ ROWS: dict[str, tuple[list[Row], list[tuple[Row, str]]]] = {
         [({"text": "Bad " * 900, "label": 0}, "truncated"), ({"text": "", "label": 1}, "empty text")],
     ),
     "OpenAssistant/oasst1": (TREES, []),
+    "recipes/reviews/fetched/texts": (
+        [_review(i) for i in range(24)],
+        [(_review(90, LONG), "truncated"), (_review(91, "''Dull', it's not -- é, 2½ stars"), "kept")],
+    ),
+    "recipes/reviews/fetched/pairs": ([_reviewed(i) for i in range(24)], _REVIEWED),
+    "recipes/reviews/fetched/judge": ([_reviewed(i) for i in range(24)], _REVIEWED),
 }  # fmt: skip
 
 

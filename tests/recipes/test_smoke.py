@@ -24,7 +24,7 @@ RECIPES = sorted({option.partition("/")[0] for option in options("recipes")} - {
 # logged only where an annotator knows the truth, or where a PPO stage has held-out prompts
 ELSEWHERE = {"gold_score", "known_words", "accuracy_true", "accuracy_noisy", "annotator_accuracy"}
 ELSEWHERE |= {name for name in METHODS["ppo"].metrics if name.startswith("eval_")}
-ORDER = ("sft", "reward", "dpo", "ppo")
+ORDER = ("sft", "reward", "judge", "dpo", "ppo")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,6 @@ def test_every_stage_ran_and_every_known_metric_was_logged(run):
         method, _, names = run(*stage)
         logged[method] |= names
     print(f"{len(RECIPES)} recipes, {len(ran)} stages ran")
-    assert (len(RECIPES), len(ran)) == (12, 32)
+    assert (len(RECIPES), len(ran)) == (13, 37)
     for method, names in ((name, row.metrics) for name, row in METHODS.items()):
         assert names - logged[method] <= ELSEWHERE, f"{method} never logs {sorted(names - logged[method] - ELSEWHERE)}"

@@ -31,7 +31,9 @@ def check_path(given: str) -> Path:
             fix = setting("dataset.path", id)
         raise DataError(f"dataset.path={given}: an address is no file, folder or hub id\n  fix: {fix}")
     if not path.is_dir() and not path.is_file():
-        raise DataError(f"dataset.path={given}: no such file or folder{beside(given)}")
+        fetch = path.parent.with_name("fetch.py")  # a recipe's own, which writes fetched/ beside itself
+        fix = f"\n  fix: python {shlex.quote(str(fetch))}" if path.parent.name == "fetched" and fetch.is_file() else ""
+        raise DataError(f"dataset.path={given}: no such file or folder{beside(given)}{fix}")
     return path
 
 

@@ -74,7 +74,7 @@ def pre_tokenizer(tokenizer: Any) -> str:
 
 
 def _refusal(why: str) -> Refusal:
-    fix = "to=[hf], then llama.cpp's: python convert_hf_to_gguf.py <the folder> --outtype f16"
+    fix = "to=[hf], then in that folder llama.cpp's: python convert_hf_to_gguf.py . --outtype f16"
     return Refusal("to", "gguf", why, fix=fix)
 
 

@@ -1,7 +1,6 @@
 """An export from a finished run to a folder: merged, written, read back, held against the run, and only then there."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,12 +32,7 @@ def export(stage: Stage, to: Sequence[str], dtype: str, out: Path, prompts: int)
     if "gguf" in to:
         check_gguf(model.config, tokenizer)
     trained = as_trained(stage, tokenizer, prompts_of(stage, tokenizer, prompts))
-    partial = out.parent / f".partial-{out.name}"  # where replace_folder has it written
-    try:
-        files.replace_folder(out, lambda folder: _write(stage, tokenizer, model, trained, to, dtype, folder))
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    files.replace_folder(out, lambda folder: _write(stage, tokenizer, model, trained, to, dtype, folder))
 
 
 def _write(stage: Stage, tokenizer: Any, model: Any, trained: Any, to: Sequence[str], dtype: str, folder: Path) -> None:
