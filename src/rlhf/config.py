@@ -420,6 +420,8 @@ def _moved(stage: Stage, folder: Path) -> Stage:
 
     stage.model.path, stage.method.start_from = here(stage.model.path), here(stage.method.start_from)
     stage.method.reward_model = here(stage.method.reward_model)
+    judge, colon, path = str(stage.evaluation.gold or "").partition(":")
+    stage.evaluation.gold = f"{judge}:{here(path)}" if colon else stage.evaluation.gold
     return stage
 
 

@@ -1,5 +1,6 @@
 """The K-wise loss against the pairwise one and against the formula, on a random model."""
 
+import json
 import math
 from itertools import combinations
 
@@ -29,6 +30,7 @@ def _pairs(sizes, ties=()):
                 "prompt_ids": [1, 2 + number],
                 "chosen_ids": replies[i],
                 "rejected_ids": replies[j],
+                "length": 2 + max(len(replies[i]), len(replies[j])),
                 "ranking": number,
                 "k": k,
             }
@@ -101,3 +103,44 @@ def test_a_zeroed_head_starts_at_ln_2_with_ties_dropped(tmp_path):
     model = _model()
     model.score.weight.data.zero_()
     assert _loss(_trainer(tmp_path, model), _pairs([4, 3], ties=[(0, 0, 1), (1, 1, 2)])) == pytest.approx(math.log(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kwise", [False, True])
+def test_batches_are_of_like_lengths_where_that_is_asked_for(tmp_path, compose_stage, workshop, kwise):
+    """Rankings of 2 and 3 replies, of lengths that lie apart, through the steps of a stage."""
+    from rlhf.runs import stage as steps
+
+    sizes, rows = [2 + 29 * number % 64 for number in range(64)], []
+    for number, size in enumerate(sizes):
+        said = [" ".join(f"w{10 + number % 12 + place + word}" for word in range(size)) for place in range(2 + number % 2)]
+        rows.append({"prompt": f"w{5 + number % 8}", "replies": said, "ranks": [*range(len(said))]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = compose_stage(
+        "method=reward",
+        "dataset=local_pairs",
+        f"dataset.path={tmp_path}/rows.jsonl",
+        f"model.path={workshop.base}",
+        "model.chat_template=plain",
+        f"method.start_from={workshop.sft}",
+        f"method.kwise={kwise}",
+        "method.args.train_sampling_strategy=group_by_length",
+        "batch_size=4",
+        "debug.max_steps=16",
+        "evaluation.prompts=0",
+    )
+    tokenizer, data = steps.prepare(stage)
+    trainer = steps.build(stage, tokenizer, data)
+    read = []
+    hook = trainer.model.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["attention_mask"].sum(-1).tolist()), with_kwargs=True
+    )
+    trainer.train()
+    hook.remove()
+    assert len(read) == 16
+    longest = [max(lengths) for lengths in read]
+    assert longest[0] == max(map(max, read)) == max(data.train["length"]), (
+        "the longest come first, so that memory shows at once"
+    )
+    spread = sum(max(lengths) - min(lengths) for lengths in read) / len(read)
+    assert spread < (max(sizes) - min(sizes)) / 2.5, read  # 4 rows at random lie 3/5 of the range apart

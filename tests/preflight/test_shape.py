@@ -26,6 +26,7 @@ PUBLISHED = {
     "qwen3_8b": 8_190_735_360,
     "smollm2_1.7b": 1_711_376_384,
     "smollm2_135m": 134_515_008,
+    "smollm2_135m_instruct": 134_515_008,
     "smollm2_360m": 361_821_120,
 }
 OWN = {"support", "support_scratch"}

@@ -212,3 +212,55 @@ def test_every_member_counts_for_what_a_run_followed_from(stage_of, folders, wor
     one, two = stage_of(workshop.reward), stage_of(workshop.reward, folders / "second")
     assert record.inputs(one)["config"] != record.inputs(two)["config"]
     assert {str(workshop.reward), str(folders / "second")} <= {entry["stage"] for entry in record.lineage(two)}
+
+
+# by VADER's own README, the first three; "not" turns the last around
+KIND = {
+    "VADER is smart, handsome, and funny.": 0.8316,
+    "The book was good.": 0.4404,
+    "Today SUX!": -0.5461,
+    "The book was not good.": -0.3412,
+    "The book was": 0.0,
+}
+
+
+def test_sentiment_is_what_vader_says_of_prompt_and_reply_together():
+    score = RULES["sentiment"].score
+    prompts, replies = zip(*((text[:9], text[9:]) for text in KIND), strict=True)
+    assert score(prompts, replies, ROWS * 2) == pytest.approx(list(KIND.values()), abs=1e-4)
+    assert score(["The book was not"], [" good."], ROWS[:1]) == pytest.approx([-0.3412], abs=1e-4)
+
+
+def test_a_rule_that_reads_no_column_asks_nothing_of_the_rows(workshop, stage_of, monkeypatch):
+    assert RULES["sentiment"].reads is None and RULES["exact_match"].reads == "reference"
+    stage = stage_of("function:sentiment")
+    check_settings(stage)
+    bare = rows()
+    bare.train = bare.train.map(lambda _: {"messages": "null", "reference": None, "facts": "null"})
+    (reward,) = named.named_rewards(stage, workshop.tokenizer, bare.train)
+    assert reward.kind == "function"
+    trainer = ppo.build(stage, workshop.tokenizer, bare)
+    asked = []
+    (scorer,) = trainer.loop.scorer.scorers
+    monkeypatch.setattr(
+        scorer, "function", lambda prompts, replies, rows: asked.append(replies) or [0.5] * len(replies)
+    )
+    trainer.train()
+    assert sum(map(len, asked)) >= 8 and all(isinstance(reply, str) for replies in asked for reply in replies)
+
+
+def test_a_rule_without_its_package_is_refused_with_the_line_that_installs_it(
+    stage_of, monkeypatch, workshop, tmp_path
+):
+    from rlhf.evaluation.judges import load_judge
+    from rlhf.rewards import functions
+
+    monkeypatch.setattr(functions, "find_spec", lambda name: None)
+    stage = stage_of("function:sentiment")
+    told = "function:sentiment: needs the package vaderSentiment==3.3.2\n  fix: pip install vaderSentiment==3.3.2"
+    with pytest.raises(StageError) as caught:
+        check_settings(stage)
+    assert f"method.reward_model={told}" in str(caught.value)
+    check_settings(stage_of("function:exact_match"))
+    with pytest.raises(ConfigError, match="judge=reward:function:sentiment: needs the package vaderSentiment"):
+        load_judge("reward:function:sentiment", stage, workshop.tokenizer, tmp_path)

@@ -47,3 +47,51 @@ def test_a_card_may_be_written_on(tmp_path):
     assert list(listed) == ["adapter.safetensors"]
     (tmp_path / "README.md").write_text("with what people should know")
     assert not files.differing(tmp_path, listed | {"README.md": [9, "0" * 64]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo"])
+def test_the_code_on_a_card_loads_the_run_as_it_was_trained(chain, name):
+    """Pasted as it stands: the same logits, or scores; and on the base in another form they are others."""
+    import re
+
+    from rlhf.export.check import as_trained, difference, prompts_of
+    from rlhf.models.layers import plain_4bit_kernels
+    from rlhf.models.tokenizer import saved_tokenizer
+    from rlhf.runs.record import finished_stage
+
+    folder = chain / "support" / name
+    text = (folder / "final/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code.count("PATH/TO/THIS/FOLDER") == 1 and "in nf4" in text
+    stage, tokenizer = finished_stage(folder), saved_tokenizer(folder / "final")
+    trained = as_trained(stage, tokenizer, prompts_of(stage, tokenizer, 4))
+
+    def loaded(code):
+        space = {}
+        exec(code.replace("PATH/TO/THIS/FOLDER", str(folder / "final")), space)
+        plain_4bit_kernels(space["model"])  # the CPU's own kernels of 4 bit round to bf16
+        return difference(stage, tokenizer, trained, space["model"])
+
+    assert loaded(code).max_logit < 1e-4
+    unquantized = re.sub(r", quantization_config=BitsAndBytesConfig\(.*?\)(?=[,)])", "", code)
+    assert unquantized != code and loaded(unquantized).max_logit > 1e-3
+    said = re.search(r"`(python src/export.py .*?)`", text)
+    assert said and said[1] == f"python src/export.py run=support/{name} run.root={chain}"
+
+
+@pytest.mark.parametrize("root", ["runs", "some where/runs"])
+def test_the_end_of_a_stage_tells_how_to_take_it_out(compose_stage, capsys, root):
+    import shlex
+
+    from rlhf import door
+    from rlhf.output.console import closing
+    from tests.helpers import door_module
+
+    stage = compose_stage("recipes=support/ppo", f"run.root='{root}'")
+    closing(stage, {"gold_score": 1.0}, {"seconds": 2, "peak_memory_mb": 3})
+    lines = capsys.readouterr().out.splitlines()
+    python, script, *given = shlex.split(lines[-1].removeprefix("export   "))
+    assert (python, script) == ("python", "src/export.py")
+    own = door.arguments(door_module("export").Arguments, given, "")
+    assert (own.run, own.run_root, own.to) == ("support/ppo", root, ["hf"])

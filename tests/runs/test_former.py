@@ -43,6 +43,20 @@ def test_settings_are_read_and_digested_as_before(support, name, learning_rate, 
     assert record.lineage(stage) == record.read_run(support / name)["lineage"]
 
 
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_who_judges_a_report_is_no_input_of_a_run(support, name):
+    """`evaluation.gold` came after these runs, which are not trained again because a recipe has got one."""
+    assert "\n  gold: " not in (support / name / "config.yaml").read_text()
+    stage = record.finished_stage(support / name)
+    assert stage.evaluation.gold is None
+    before = record.inputs(stage)
+    for gold in ("reward:runs/support/judge/final", "reward:function:sentiment"):
+        stage.evaluation.gold = gold
+        assert record.inputs(stage) == before and record.changes(stage) in ("", "data")
+    stage.evaluation.prompts += 1
+    assert record.inputs(stage) != before, "what the stage itself asks is one"
+
+
 def test_replies_are_read_with_the_reward_under_its_name_of_today(support):
     (step, _, [reply]), *_ = (point for point in points(support / "ppo", "support") if point[2])
     assert (step, reply["reward"], reply["gold"]) == (30, 1.5, 2.25) and "score" not in reply

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from rlhf.errors import Refusal, nearest
@@ -16,30 +17,37 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Rule:
-    """`score(prompts, replies, rows)` gives one number a reply; `reads` is the column that no row may lack, if there is one."""
+    """`score(prompts, replies, rows)` gives one number a reply; `reads` is the column that no row may lack, if there is one,
+    `needs` a package that is no requirement of ours, as pip is told it.
+    """
 
     score: Callable[[Texts, Texts, Rows], list[float]]
     reads: str | None
+    needs: str | None
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(reads: str | None = None) -> Callable[[Any], Any]:
+def rule(reads: str | None = None, needs: str | None = None) -> Callable[[Any], Any]:
     """Registers the function below it under its own name."""
 
     def register(function: Any) -> Any:
-        RULES[function.__name__] = Rule(function, reads)
+        RULES[function.__name__] = Rule(function, reads, needs)
         return function
 
     return register
 
 
 def unknown_rule(name: str, key: str) -> Refusal | None:
-    """What to refuse in `key=function:<rule>`, if no rule has that name."""
+    """What to refuse in `key=function:<rule>`, if no rule has that name or what it needs is not installed."""
     rule = name.removeprefix(PREFIX)
-    if not name.startswith(PREFIX) or rule in RULES:
+    if not name.startswith(PREFIX):
         return None
+    if rule in RULES:
+        needs = RULES[rule].needs
+        lacking = needs is not None and find_spec(needs.partition("==")[0]) is None
+        return Refusal(key, name, f"needs the package {needs}", fix=f"pip install {needs}") if lacking else None
     return Refusal(key, name, f"not a function{nearest(rule, RULES)}", allowed=[PREFIX + rule for rule in RULES])
 
 
@@ -66,17 +74,11 @@ def support(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
     return [score(json.loads(row["facts"]), reply.strip()) for reply, row in zip(replies, rows, strict=True)]
 
 
-@rule()
+@rule(needs="vaderSentiment==3.3.2")
 def sentiment(prompts: Texts, replies: Texts, rows: Rows) -> list[float]:
-    """How kind prompt and reply are together, -1 to 1, by the words of VADER's lexicon (Hutto and Gilbert 2014, ICWSM).
+    """How kind prompt and reply are together, -1 to 1, by the words of VADER's lexicon (Hutto and Gilbert 2014, ICWSM)."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    Raises a Refusal where the package that has the lexicon is not installed.
-    """
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError as error:
-        why, fix = "needs the package vaderSentiment", "pip install vaderSentiment==3.3.2"
-        raise Refusal("method.reward_model", f"{PREFIX}sentiment", why, fix=fix) from error
     analyzer = SentimentIntensityAnalyzer()
     texts = [f"{prompt}{reply}" for prompt, reply in zip(prompts, replies, strict=True)]
     return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
