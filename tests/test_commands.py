@@ -71,6 +71,9 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
+    elif name == "export":
+        stage = to_stage(compose_config([f"recipes={own.run}"]))
+        assert METHODS[stage.method.name].leaves == "policy" or "gguf" not in own.to
     elif name == "evaluate":
         stage = to_stage(compose_config([f"recipes={own.run}"]))
         assert (own.tasks is None, own.file is None) == (
@@ -150,6 +153,7 @@ def test_a_block_that_writes_a_folder_twice_is_found():
         "python src/reproduce.py index=recipes/README.md",
         "python src/compare.py recipe=support root=x",
         "python src/evaluate.py run=support/dpo task=[mmlu]",
+        "python src/export.py run=support/dpo to=[onnx]",
         "python src/pipeline.py recipe=support stages=[dppo]",
         "python src/train.py --recipe support/dpo",
     ],

@@ -353,6 +353,10 @@ def test_bad_rows_stop_with_file_and_line(local):
 def test_nothing_left_is_an_error(local):
     with pytest.raises(DataError, match="none of 8 rows is left"):
         local("dpo", PAIRS, "dataset.max_length=3")
+    with pytest.raises(
+        DataError, match=r"splits.test=train: none of 8 rows is left \(8 too long\)\n  fix: .*max_prompt_length=2"
+    ):
+        local("dpo", PAIRS, "dataset.splits.test=train", "dataset.max_prompt_length=2")
 
 
 @pytest.mark.parametrize(

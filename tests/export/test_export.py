@@ -278,7 +278,7 @@ def test_an_export_is_pushed_to_a_hub(copied, monkeypatch, tmp_path):
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
         for name in ("me/mine", "no/such/name"):
             with pytest.raises(
-                ConfigError, match=f"push={name}: .*\n  fix: hf auth login, and push=<your name>/<a name>"
+                ConfigError, match=f"push={name}: .*\n  fix: hf auth login, and push='<your name>/<a name>'"
             ):
                 run.push(out, name)
     finally:

@@ -113,7 +113,9 @@ def test_batches_are_of_like_lengths_where_that_is_asked_for(tmp_path, compose_s
 
     sizes, rows = [2 + 29 * number % 64 for number in range(64)], []
     for number, size in enumerate(sizes):
-        said = [" ".join(f"w{10 + number % 12 + place + word}" for word in range(size)) for place in range(2 + number % 2)]
+        said = [
+            " ".join(f"w{10 + number % 12 + place + word}" for word in range(size)) for place in range(2 + number % 2)
+        ]
         rows.append({"prompt": f"w{5 + number % 8}", "replies": said, "ranks": [*range(len(said))]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = compose_stage(

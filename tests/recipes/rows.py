@@ -116,8 +116,6 @@ _REVIEWED: list[tuple[Row, str]] = [
     (_reviewed(90, " is a good film.", f" is {LONG}"), "too long"),
     (_reviewed(91, " is a good film", " is a good film."), "kept"),  # but for a full stop they are the same
     (_reviewed(92, ", it's not -- é, ''dull''", " is."), "kept"),
-    (_reviewed(93, " is a good film.", " is a good film. "), "kept"),
-    (_reviewed(94, "", " is a good film."), "empty text"),  # the other review ends with its second word
 ]
 
 ROWS: dict[str, tuple[list[Row], list[tuple[Row, str]]]] = {
@@ -183,7 +181,7 @@ ROWS: dict[str, tuple[list[Row], list[tuple[Row, str]]]] = {
     "OpenAssistant/oasst1": (TREES, []),
     "recipes/reviews/fetched/texts": (
         [_review(i) for i in range(24)],
-        [(_review(90, LONG), "truncated"), (_review(91, "''Dull', it's not -- é, 2½ stars"), "kept")],
+        [(_review(90, LONG), "too long"), (_review(91, "''Dull', it's not -- é, 2½ stars"), "kept")],
     ),
     "recipes/reviews/fetched/pairs": ([_reviewed(i) for i in range(24)], _REVIEWED),
     "recipes/reviews/fetched/judge": ([_reviewed(i) for i in range(24)], _REVIEWED),

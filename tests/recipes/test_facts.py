@@ -14,7 +14,7 @@ from rlhf.models.base import quantization_config
 
 FACTS: Any = OmegaConf.to_container(OmegaConf.load(REPO / "tests/recipes/facts.yaml"))
 HYPERPARAMETERS = ("seed", "batch_size", "method.args.", "adapter.args.", "quantization.args.", "dataset.system")
-PUBLISHED, NOT_FOLLOWED = 633, 35
+PUBLISHED, NOT_FOLLOWED = 636, 50
 RECIPES = [option for option in options("recipes") if not option.startswith("support/")]
 
 
@@ -54,7 +54,7 @@ def test_the_table_has_every_stage_of_every_recipe_and_says_how_much():
     recipes = {name.partition("/")[0] for name in FACTS}
     print(f"{len(recipes)} recipes, {len(FACTS)} stages, {values} published values, {differing} not followed")
     # who adds or drops a published value says so here
-    assert (len(recipes), len(FACTS), values, differing) == (12, 32, PUBLISHED, NOT_FOLLOWED)
+    assert (len(recipes), len(FACTS), values, differing) == (13, 37, PUBLISHED, NOT_FOLLOWED)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -137,15 +137,15 @@ def test_the_door_says_so_with_its_exit_code(chain, door, tmp_path):
 
 
 def test_the_index_is_up_to_date_narrow_and_says_what_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "index", cache(reproduce.index))  # 37 stages are composed and planned for it
+    monkeypatch.setattr(reproduce, "index", cache(reproduce.index))  # 42 stages are composed and planned for it
     copy = tmp_path / "README.md"
     shutil.copy(REPO / "recipes/README.md", copy)
     assert not into(copy), "python src/reproduce.py page=recipes/README.md"
     assert max(map(len, copy.read_text().splitlines())) <= 110
     recipes = sorted({path.parent.name for path in REPO.glob("recipes/*/*.yaml")})
     (head, *planned), ((*_, here, verdict), *rows) = tables(copy)
-    assert head == ["recipe", "base model", "base", "sft", "reward", "dpo", "ppo"]
-    assert [row[0] for row in planned] == [f"[{recipe}]" for recipe in recipes] and len(recipes) == 13
+    assert head == ["recipe", "base model", "base", "sft", "reward", "dpo", "ppo", "judge"]
+    assert [row[0] for row in planned] == [f"[{recipe}]" for recipe in recipes] and len(recipes) == 14
     for name, _, *sizes in planned:
         stages = {path.stem for path in (REPO / "recipes" / name.strip("[]")).glob("*.yaml")}
         assert {stage for stage, size in zip(head[2:], sizes, strict=True) if size} == stages, name

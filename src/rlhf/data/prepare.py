@@ -80,6 +80,8 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
         ledger = Ledger()
         test = list(_tokens(stage, opened["test"], asking, ledger))
         reports["test"], asked["test"] = _named(opened["test"]) | ledger.report(), ledger.prompts
+        if not test:
+            _refuse_none(dataset, "test", str(splits.test), reports["test"])
     for role in asked.keys() - {"train"}:
         reports[role]["in_train"] = int(np.isin(np.array(asked[role], np.uint64), asked["train"]).sum())
     return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
@@ -95,7 +97,8 @@ def _refuse_none(dataset: Dataset, role: str, split: str, report: dict[str, Any]
     reasons = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "the split is empty"
     if report["ties"] and not report["dropped"]:
         reasons = f"{report['ties']} ties: all replies to a prompt have the same rank"
-    fix = f"dataset.max_length={dataset.max_length} may be too small, or the columns are the wrong ones"
+    limit = "max_prompt_length" if role == "test" else "max_length"
+    fix = f"dataset.{limit}={getattr(dataset, limit)} may be too small, or the columns are the wrong ones"
     raise DataError(f"dataset.splits.{role}={split}: none of {report['read']} rows is left ({reasons})\n  fix: {fix}")
 
 

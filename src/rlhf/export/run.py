@@ -94,7 +94,7 @@ def push(folder: Path, repository: str) -> str:
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-        fix = "hf auth login, and push=<your name>/<a name>"
+        fix = "hf auth login, and push='<your name>/<a name>'"
         raise ConfigError(
             f"push={repository}: {said}\n  fix: {fix}; {folder} is complete, and can be pushed by itself"
         ) from error

@@ -79,10 +79,15 @@ def into_readme(readme: Path, folder: Path, table: str) -> None:
     minutes, machine = sum(run["seconds"] for run in runs) / 60, runs[0]["machine"]
     found = {key: [run[key] for run in runs if key in run] for key in record.PEAKS.values()}
     peaks = {key: max(values) for key, values in found.items() if values}
+    stages = [read_stage(folder / name) for name in record.runs(folder)]
+    gold = next((stage.evaluation.gold for stage in stages if stage.evaluation.gold), None)
+    judge = (
+        "the annotator who knows the truth" if gold is None or any(s.dataset.annotator for s in stages) else f"`{gold}`"
+    )
     origin = (
         f"`python src/pipeline.py recipe={folder.name} seed={runs[0]['seed']}`: {len(runs)} stages in {minutes:.1f} minutes on "
         f"{machine['cores']} cores ({machine['processor']}), peak memory {memory(peaks)}, commit {runs[0]['git']['commit'][:8]}. "
-        "Greedy replies to the same held-out prompts; win rate by the annotator who knows the truth, with a 95% bootstrap "
+        f"Greedy replies to the same held-out prompts; win rate by {judge}, with a 95% bootstrap "
         "interval; KL in nats a reply."
     )
     between_markers(readme, "results", f"{table}\n\n{origin}")
