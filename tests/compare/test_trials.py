@@ -56,6 +56,8 @@ def test_arms_get_the_same_trials_from_the_same_start(comparison):
         ([], {"seeds": [1]}, "second seed"),
         ([], {"settings": {"dpo": [0.1, 0.2]}}, "same number of trials"),
         ([], {"settings": {"ppo": [-1.0, 0.1, 0.2]}}, "from 0 upwards"),
+        ([], {"rates": {"dpo": [1e-4, 5e-4]}}, "both arms try as many"),
+        ([], {"rates": {"dpo": [1e-4], "ppo": [0.0]}}, "both arms try as many, all above 0"),
         ([], {"name": "ppo"}, "no stage of support has"),
         ([], {"name": "../x"}, "folder name"),
         (["dpo.dataset.options.noise=0.3"], {}, "dataset.options differs, so the pairs do"),
@@ -167,6 +169,46 @@ def test_a_stopped_trial_is_not_started_again(small, monkeypatch):
     started.clear()
     assert trial.state == "stopped" and trial.checkpoints() == [(8, checkpoint)]
     assert small().run(jobs=1) == [] and not started
+
+
+def test_each_arm_gets_its_best_learning_rate(comparison, monkeypatch, tmp_path):
+    """As many rates an arm, with one seed, at the recipe's setting; chosen on every other prompt; then all trials have it."""
+    from rlhf.compare import replies, run
+
+    started = _trains(monkeypatch)
+    rates = {"dpo": [1e-4, 4e-4, 1e-3], "ppo": [2e-4, 5e-4, 1e-3]}
+    found = comparison(seeds=[1, 2], settings={"dpo": [0.1, 0.3], "ppo": [0.15, 0.4]}, rates=rates)
+    golds = {"dpo": {1e-4: 1.0, 4e-4: 3.0, 1e-3: 2.0}, "ppo": {2e-4: 1.0, 5e-4: 2.0, 1e-3: 3.0}}
+
+    class Drawn(replies.Replies):
+        def make(self, trials, jobs=1):
+            assert [t.name for t in trials][:2] == ["reward-seed1", "reward-seed2"]
+
+        def of(self, trial, step):  # on the prompts of the verdict the other way round
+            gold = golds[trial.arm][trial.rate]
+            return [{"gold": gold if i % 2 == 0 else -gold, "kl": 1.0} for i in range(20)]
+
+    monkeypatch.setattr(replies, "Replies", Drawn)
+    monkeypatch.setattr(trials.Trial, "checkpoints", lambda trial: [(8, trial.path)])
+    monkeypatch.setattr(record, "read_run", lambda folder, read=record.read_run: {"seconds": 1.0} | read(folder))
+    rows = run._tune(found, 1, "annotator")
+    assert started[2:] == [
+        *("dpo-lr0.0001-0.3-seed1", "ppo-lr0.0002-0.15-seed1", "dpo-lr0.0004-0.3-seed1"),
+        *("ppo-lr0.0005-0.15-seed1", "dpo-lr0.001-0.3-seed1", "ppo-lr0.001-0.15-seed1"),
+    ]
+    assert {row["arm"]: row["learning_rate"] for row in rows if row["chosen"]} == {"dpo": 4e-4, "ppo": 1e-3}
+    assert [row["gold"] for row in rows if row["arm"] == "dpo"] == [1.0, 3.0, 2.0] and len(rows) == 6
+    arms = [trial for trial in found.trials() if trial.arm != "reward"]
+    assert {(t.arm, t.rate, t.stage.method.args["learning_rate"]) for t in arms} == {
+        ("dpo", 4e-4, 4e-4),
+        ("ppo", 1e-3, 1e-3),
+    }
+    assert len(arms) == 8 and {t.name for t in arms} >= {"dpo-lr0.0004-0.3-seed1", "ppo-lr0.001-0.15-seed1"}
+    started.clear()
+    found.run(jobs=1)
+    assert len(started) == 6  # two of the eight have chosen the rate
+    trial = arms[-1]
+    assert trial.stage == to_stage(compose_config([f"recipes=support/{trial.arm}", *trial.overrides]))
 
 
 def test_trials_at_a_time_follow_the_machine(comparison, monkeypatch):

@@ -210,6 +210,22 @@ def test_the_wrong_merges_are_found_to_be_other_models(copied, monkeypatch, what
     assert nothing_left(copied)
 
 
+def test_a_run_without_replies_is_held_against_rows_of_its_data(copied, monkeypatch):
+    monkeypatch.setattr(check, "final_samples", lambda path: [])
+    for name in ("dpo", "sft"):
+        stage = refusals.exportable(copied / f"support/{name}", copied)
+        tokenizer = saved_tokenizer(stage.path / "final")
+        prompts = check.prompts_of(stage, tokenizer, 3)
+        assert len(prompts) == 3 and all(prompts) and "<|assistant|>" in tokenizer.decode(prompts[0])
+        stage.dataset.splits.test = None
+        assert len(check.prompts_of(stage, tokenizer, 3)) == 3
+
+
+def test_a_hub_base_is_loaded_at_the_commit_of_training(copied):
+    change(copied / "support/dpo/run.json", base={"commit": "a" * 40})
+    assert refusals.exportable(copied / "support/dpo", copied).model.revision == "a" * 40
+
+
 def test_another_folder_is_not_replaced(copied):
     out = copied.parent / "out"
     out.mkdir()
@@ -249,6 +265,34 @@ def test_what_gguf_cannot_take_is_refused_with_the_way(chain):
         check_gguf(llama, own)
 
 
+def test_pre_tokenizers_are_known_by_their_parts(chain, tmp_path):
+    """Those that llama.cpp has a name for; transformers reads none of them back from the file (docs/surprises.md)."""
+    from tokenizers import Regex, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    from rlhf.export.gguf import PRE, write_gguf
+
+    made = {"gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False)}
+    made["smollm"] = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), made["gpt-2"]])
+    for name in ("llama-bpe", "qwen2"):
+        cut = pre_tokenizers.Split(Regex(PRE[name][0]["pattern"]["Regex"]), "isolated")
+        made[name] = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    assert set(made) == set(PRE)
+    stage = refusals.exportable(chain / "support/dpo", chain)
+    for name, cuts in made.items():
+        own = saved_tokenizer(stage.path / "final")
+        held = json.loads(own.backend_tokenizer.to_str())
+        held["model"]["ignore_merges"] = name == "llama-bpe"
+        own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(held))
+        own.backend_tokenizer.pre_tokenizer = cuts
+        assert pre_tokenizer(own) == name
+    own = saved_tokenizer(stage.path / "final")
+    own.backend_tokenizer.pre_tokenizer = made["smollm"]
+    write_gguf(weights.whole(stage, own), own, "float32", tmp_path / "x.gguf", "x")
+    read = AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
+    assert pre_tokenizer(read) == "gpt-2", "transformers now reads it: recipes/reviews/fetch.py need not"
+
+
 def test_a_chat_template_of_turns_is_put_into_go(chain):
     from rlhf.config import REPO
 
@@ -277,9 +321,7 @@ def test_an_export_is_pushed_to_a_hub(copied, monkeypatch, tmp_path):
         assert not any(b"hf_test" in content for content in held.values())
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
         for name in ("me/mine", "no/such/name"):
-            with pytest.raises(
-                ConfigError, match=f"push={name}: .*\n  fix: hf auth login, and push='<your name>/<a name>'"
-            ):
+            with pytest.raises(ConfigError, match=f"push={name}: .*\n  fix: hf auth login, then hf upload"):
                 run.push(out, name)
     finally:
         hub.close()

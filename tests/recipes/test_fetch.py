@@ -300,6 +300,7 @@ def test_nothing_half_written_is_left(fetch, packages, tmp_path, monkeypatch, ca
 def test_a_gguf_file_becomes_a_folder_that_a_stage_reads(fetch, tmp_path, models, capfd):
     """The script's own `convert` on weights of the Llama family: in bf16, quietly, each tensor as it was in the file."""
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlhf.export.gguf import write_gguf
@@ -308,6 +309,8 @@ def test_a_gguf_file_becomes_a_folder_that_a_stage_reads(fetch, tmp_path, models
     source = base(tmp_path / "base")
     model, words = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     model.resize_token_embeddings(len(words))
+    cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)  # as SmolLM2's does
     write_gguf(model, words, "float32", tmp_path / "weights.gguf", "tiny")
     wheel = tmp_path / "own.whl"
     with zipfile.ZipFile(wheel, "w") as packed:

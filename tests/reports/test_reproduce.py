@@ -144,7 +144,7 @@ def test_the_index_is_up_to_date_narrow_and_says_what_was_measured(tmp_path, mon
     assert max(map(len, copy.read_text().splitlines())) <= 110
     recipes = sorted({path.parent.name for path in REPO.glob("recipes/*/*.yaml")})
     (head, *planned), ((*_, here, verdict), *rows) = tables(copy)
-    assert head == ["recipe", "base model", "base", "sft", "reward", "dpo", "ppo", "judge"]
+    assert head == ["recipe", "base model", "base", "sft", "judge", "reward", "dpo", "ppo"]
     assert [row[0] for row in planned] == [f"[{recipe}]" for recipe in recipes] and len(recipes) == 14
     for name, _, *sizes in planned:
         stages = {path.stem for path in (REPO / "recipes" / name.strip("[]")).glob("*.yaml")}

@@ -148,8 +148,17 @@ def _scope(report: Report) -> list[str]:
     seeds, few = len(setup["seeds"]), "With fewer than 3 seeds the intervals are narrower than they should be."
     data = f"{_count(setup['prompts'], 'prompt')} and {_count(seeds, 'seed')} of {report['recipe']}"
     judged = f"judged by {setup['judge']} at temperature {setup['temperature']:g}"
+    rates = Counter(row["arm"] for row in report.get("tuning", []))
+    tuned = [f"Each arm's learning rate is the best of {_listed(rates)}, by other prompts than these."] if rates else []
     scope = f"All this rests on {data}, {judged}; it says nothing about other models, data, judges or settings."
-    return [few, scope] if seeds < 3 else [scope]
+    return [*tuned, few, scope] if seeds < 3 else [*tuned, scope]
+
+
+def _listed(rates: Counter[str]) -> str:
+    """`3`, or where some could not be trained `3 (DPO) and 2 (PPO)`."""
+    if len(set(rates.values())) == 1:
+        return str(next(iter(rates.values())))
+    return " and ".join(f"{count} ({title(arm)})" for arm, count in sorted(rates.items()))
 
 
 def _count(n: int, what: str) -> str:

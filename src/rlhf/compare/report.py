@@ -49,6 +49,9 @@ class Report(TypedDict):
     replies: list[Row]
     # trial and why
     failed: list[dict[str, str]]
+    # where learning rates were tried, with the first seed and on the prompts that choose: arm, learning_rate, gold and kl at its best
+    # checkpoint, seconds, chosen
+    tuning: NotRequired[list[Row]]
     conclusion: NotRequired[str]
 
 

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf import files
-from rlhf.compare.trials import Comparison, Trial, parallel
+from rlhf.compare.report import Row
+from rlhf.compare.trials import KNOBS, Comparison, Trial, parallel
 from rlhf.errors import ConfigError, Refusal
-from rlhf.evaluation.samples import Sample
+from rlhf.evaluation.samples import Sample, column
 from rlhf.evaluation.statistics import Judgements
+from rlhf.runs import record
 
 
 def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str | None) -> list[tuple[Trial, str]]:
     """Returns the trials that failed, and why; raises where there is nothing to compare."""
     gold = _gold_judge(comparison, gold)
     jobs = jobs or parallel(comparison.planned["ppo"])
+    tuning = _tune(comparison, jobs, gold) if comparison.rates["dpo"] else []
     failed = comparison.run(jobs)
     names = {trial.name for trial, _ in failed}
     trials = [trial for trial in comparison.trials() if trial.name not in names]
@@ -32,6 +35,8 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     judge = judge or gold
     compare = _by_gold if judge == gold != "annotator" else replies.judge(judge).compare
     report = analyze(replies, trials, compare, judge, failed)
+    if tuning:
+        report["tuning"] = tuning
     report["conclusion"] = conclusion(report)
     files.write_json(comparison.folder / "report.json", report)
     write_pages(comparison.folder, report)
@@ -39,6 +44,38 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     for trial, why in failed:
         print(f"failed   {trial.name}: {why}")
     return failed
+
+
+def _tune(comparison: Comparison, jobs: int, gold: str) -> list[Row]:
+    """Run a trial of each learning rate and keep each arm's best: by gold, at its best checkpoint, on the prompts that choose.
+
+    A rate that was tried is a row: arm, learning_rate, gold and kl there, seconds, chosen. Raises ConfigError where no rate of an arm
+    could be trained.
+    """
+    from rlhf.compare.replies import Replies
+
+    failed = {trial.name for trial, _ in comparison.run(jobs, comparison.tuning)}
+    trials = [trial for trial in comparison.tuning() if trial.name not in failed]
+    replies, rows = Replies(comparison, gold), list[Row]()
+    replies.make(trials, jobs)
+    for trial in (trial for trial in trials if trial.arm in KNOBS):
+        points = [replies.of(trial, step)[::2] for step, _ in trial.checkpoints()]
+        golds, kls = ([float(np.mean(column(rows, key))) for rows in points] for key in ("gold", "kl"))
+        best = int(np.argmax(golds))
+        seconds = record.read_run(trial.path)["seconds"]
+        rows.append(
+            {"arm": trial.arm, "learning_rate": trial.rate, "gold": golds[best], "kl": kls[best], "seconds": seconds}
+        )
+    for arm in KNOBS:
+        tried = [row for row in rows if row["arm"] == arm]
+        if not tried:
+            raise ConfigError(f"no learning rate of {arm} could be trained: {', '.join(sorted(failed))}")
+        comparison.rate[arm] = max(tried, key=lambda row: row["gold"])["learning_rate"]
+        print(
+            f"learning rate of {arm}: {comparison.rate[arm]:g}, of {', '.join(f'{r:g}' for r in comparison.rates[arm])}",
+            flush=True,
+        )
+    return [row | {"chosen": comparison.rate[row["arm"]] == row["learning_rate"]} for row in rows]
 
 
 def _gold_judge(comparison: Comparison, gold: str | None) -> str:

@@ -107,6 +107,11 @@ def sections(report: Report) -> list[Section]:
             ),
         ),
         Section("Alerts", "" if alerts else "The monitor of reward hacking raised none.", alerts),
+        Section(
+            "Learning rates",
+            "Each rate's best checkpoint with the first seed, on the prompts that choose settings: win rates are counted on the others.",
+            report.get("tuning", []),
+        ),
         Section("Failed trials", rows=report["failed"]),
         Section("Setup", rows=_setup(report["setup"])),
         Section("What the arms share", rows=report["fairness"]["shared"]),

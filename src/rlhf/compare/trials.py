@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,17 +33,22 @@ PAIRS = ("path", "subset", "revision", "columns", "format", "options", "system",
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: an arm (`dpo`, `ppo`, or `reward` for the model that PPO's replies are scored by), a setting and a seed."""
+    """One run: an arm (`dpo`, `ppo`, or `reward` for the model that PPO's replies are scored by), a setting and a seed; a learning
+    rate where several are tried."""
 
     arm: str
     setting: float | None
     seed: int
     stage: Stage
     overrides: list[str]
+    rate: float | None = None
 
     @property
     def name(self) -> str:
-        return "-".join([self.arm, *([f"{self.setting:g}"] if self.setting is not None else []), f"seed{self.seed}"])
+        rate = [f"lr{self.rate:g}"] if self.rate is not None else []
+        return "-".join(
+            [self.arm, *rate, *([f"{self.setting:g}"] if self.setting is not None else []), f"seed{self.seed}"]
+        )
 
     @property
     def path(self) -> Path:
@@ -71,7 +76,8 @@ class Comparison:
     """What is compared, worked out and checked before anything runs.
 
     Raises ConfigError for a recipe without both arms, for arms that start from other weights or learn from other pairs, and
-    for seeds or settings that are too few.
+    for seeds or settings that are too few. `rates` are learning rates to try, as many for each arm: `rate` holds the one of each arm
+    that its trials have, once it is chosen.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Comparison:
         seeds: Sequence[int] = (1, 2, 3),
         settings: Mapping[str, Sequence[float] | None] | None = None,
         name: str = "compare",
+        rates: Mapping[str, Sequence[float] | None] | None = None,
     ) -> None:
         for override in overrides:
             key = override.lstrip("+~").partition("=")[0]
@@ -100,6 +107,15 @@ class Comparison:
         if len(self.settings["dpo"]) != len(self.settings["ppo"]):
             given = f"{self.settings['dpo']} and kl_coef={self.settings['ppo']}"
             raise Refusal("beta", given, "both arms get the same number of trials", fix="as many values for each")
+        self.rates = {arm: sorted(set((rates or {}).get(arm) or ())) for arm in KNOBS}
+        self.rate: dict[str, float | None] = {arm: tried[0] if tried else None for arm, tried in self.rates.items()}
+        if len(self.rates["dpo"]) != len(self.rates["ppo"]) or not all(
+            r > 0 for tried in self.rates.values() for r in tried
+        ):
+            given = f"{self.rates['dpo']} and ppo_learning_rate={self.rates['ppo']}"
+            raise Refusal(
+                "dpo_learning_rate", given, "both arms try as many, all above 0", fix="as many values for each"
+            )
         self._check_shared()
 
     def _arms(self) -> dict[str, str]:
@@ -144,25 +160,30 @@ class Comparison:
         if problems:
             raise Refusal("recipe", self.recipe, "\n  ".join(["the arms can't be compared", *problems[:4]]))
 
-    def trial(self, arm: str, setting: float | None, seed: int) -> Trial:
+    def trial(self, arm: str, setting: float | None, seed: int, rate: float | None = None) -> Trial:
         """The trial in this comparison's folder, or the recipe's own run of the same inputs if there is none yet."""
         settings: dict[str, object] = {"seed": seed}
+        rate = rate or self.rate.get(arm)
+        if rate is not None:
+            settings["method.args.learning_rate"] = rate
         if setting is not None:
             settings[f"method.args.{KNOBS[arm]}"] = setting
         if arm == "ppo" and "reward" in self.stages:
             settings["method.reward_model"] = f"{self.trial('reward', None, seed).path}/{files.FINAL}"
         if arm != "reward":
             settings["method.args.save_total_limit"] = None  # every checkpoint is a point of the frontier
-        ours = self._with(arm, setting, seed, settings)
+        ours = self._with(arm, setting, seed, settings, rate)
         settings["run.stage"] = f"{self.name}/{ours.name}"
         if arm != "reward":  # every checkpoint is asked once all trials are there; nothing else is worth a trial's time
             settings["evaluation.prompts"] = 0
         if arm == "dpo":
             settings["method.args.eval_strategy"] = "no"
-        apart = self._with(arm, setting, seed, settings)
+        apart = self._with(arm, setting, seed, settings, rate)
         return ours if not record.read_run(apart.path) and ours.state == "finished" else apart
 
-    def _with(self, arm: str, setting: float | None, seed: int, settings: dict[str, object]) -> Trial:
+    def _with(
+        self, arm: str, setting: float | None, seed: int, settings: dict[str, object], rate: float | None
+    ) -> Trial:
         """A trial with these settings: its stage is what composing with them as overrides gives, without composing again."""
         stage = copy.deepcopy(self.planned[arm])
         for key, value in settings.items():
@@ -173,28 +194,42 @@ class Comparison:
             else:
                 setattr(group, name, value)
         overrides = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
-        return Trial(arm, setting, seed, stage, [*self.plan.overrides[self.stages[arm]], *overrides])
+        return Trial(arm, setting, seed, stage, [*self.plan.overrides[self.stages[arm]], *overrides], rate)
+
+    def _rewards(self) -> list[tuple[str, None, int]]:
+        return [("reward", None, seed) for seed in self.seeds if "reward" in self.stages]
+
+    def tuning(self) -> list[Trial]:
+        """The trials that the learning rates are chosen by, after the reward models: each rate at one setting, with the first seed."""
+        at = {}
+        for arm, values in self.settings.items():
+            planned = self.planned[arm].method.args.get(KNOBS[arm])
+            at[arm] = planned if planned in values else values[len(values) // 2]
+        places = range(len(self.rates["dpo"]))
+        arms = [(arm, at[arm], self.seeds[0], self.rates[arm][place]) for place in places for arm in KNOBS]
+        return [*(self.trial(*which) for which in self._rewards()), *(self.trial(*which) for which in arms)]
 
     def trials(self) -> list[Trial]:
         """Reward models first, since PPO waits for them; then the arms in turn, so that a sweep cut short has both."""
-        rewards = [("reward", None, seed) for seed in self.seeds if "reward" in self.stages]
+        rewards = self._rewards()
         places = range(len(self.settings["dpo"]))
         arms = [(arm, self.settings[arm][place], seed) for seed in self.seeds for place in places for arm in KNOBS]
         return [self.trial(*which) for which in [*rewards, *arms]]
 
-    def run(self, jobs: int) -> list[tuple[Trial, str]]:
-        """Run what is missing or stale, `jobs` at a time; returns the trials that failed and why. Those that are done stay."""
-        if any(trial.state not in ENDED for trial in self.trials()):
+    def run(self, jobs: int, which: Callable[[], list[Trial]] | None = None) -> list[tuple[Trial, str]]:
+        """Run what is missing or stale of `which` (all trials), `jobs` at a time; returns the trials that failed and why. Those that
+        are done stay."""
+        which = which or self.trials
+        if any(trial.state not in ENDED for trial in which()):
             self.plan.check_arguments(self.plan.order)
         hold(self.folder, " ".join(sys.argv))
         with Children() as children:
             code = run_stages(self.plan, self.shared, children)
             if code:
                 sys.exit(code)
-            return self._trials(jobs, children)
+            return self._trials(which(), jobs, children)  # only now is it known which weights they start from
 
-    def _trials(self, jobs: int, children: Children) -> list[tuple[Trial, str]]:
-        trials = self.trials()  # only now is it known which weights they start from
+    def _trials(self, trials: Sequence[Trial], jobs: int, children: Children) -> list[tuple[Trial, str]]:
         todo = [trial for trial in trials if trial.state not in ENDED]
         print(f"{len(trials)} trials, {len(trials) - len(todo)} finished", flush=True)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,8 @@ def exportable(folder: Path, root: Path) -> Stage:
     if stage.quantization.name == "int8":
         why = "multiplies rounded activations (LLM.int8), which is a function that no plain weights compute"
         raise Refusal("quantization", "int8", why, fix="train it with quantization=nf4 or quantization=none")
-    return replace(stage, hardware=replace(stage.hardware, device="cpu", devices=1, precision="fp32"))
+    model = replace(stage.model, attention="eager" if stage.model.attention == "eager" else "sdpa")  # flash needs a GPU
+    return replace(stage, model=model, hardware=replace(stage.hardware, device="cpu", devices=1, precision="fp32"))
 
 
 def is_reward(stage: Stage) -> bool:

@@ -1,6 +1,7 @@
 """An export from a finished run to a folder: merged, written, read back, held against the run, and only then there."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -94,8 +95,7 @@ def push(folder: Path, repository: str) -> str:
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-        fix = "hf auth login, and push='<your name>/<a name>'"
-        raise ConfigError(
-            f"push={repository}: {said}\n  fix: {fix}; {folder} is complete, and can be pushed by itself"
-        ) from error
+        again = shlex.join(["hf", "upload", "<your name>/<a name>", str(folder)])
+        fix = f"hf auth login, then {again}   (the folder is complete)"
+        raise ConfigError(f"push={repository}: {said}\n  fix: {fix}") from error
     return f"{api.endpoint}/{repository}"

@@ -7,8 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from rlhf import files
 from rlhf.config import REPO, Expected, Stage, options
+from rlhf.data import sources
 from rlhf.errors import ConfigError, GuardStop
 from rlhf.output.tables import between_markers, grid
 from rlhf.public import results
@@ -96,8 +99,8 @@ def index() -> str:
     """The tables of all recipes: the memory of their stages, and their published numbers with what was measured here."""
     recipes = sorted({name.rpartition("/")[0] for name in options("recipes")})
     plans = {recipe: Pipeline(recipe, []) for recipe in recipes}
-    longest = sorted(plans.values(), key=lambda plan: -len(plan.order))
-    columns = list(dict.fromkeys(name for plan in longest for name in plan.order))
+    names = dict.fromkeys(name for plan in plans.values() for name in plan.order)
+    columns = sorted(names, key=lambda name: max(p.order.index(name) for p in plans.values() if name in p.order))
     sizes, lacking = [["recipe", "base model", *columns]], {}
     rows = [["recipe/stage", "metric", "published", "band", "here", "verdict"]]
     for recipe, plan in plans.items():
@@ -114,8 +117,17 @@ def index() -> str:
 
 def _base(stage: Stage) -> str:
     """The name of the base without who published it."""
-    own = stage.model.init or str(stage.model.path).startswith(stage.run.root)
-    return "from scratch" if own else str(stage.model.path).rpartition("/")[2]
+    path = str(stage.model.path)
+    if stage.model.init or path.startswith(stage.run.root):
+        return "from scratch"
+    known = (name for name in options("model") if sources.is_local(path) and _weights(name) == path)
+    return next(known, path.rpartition("/")[2])
+
+
+@functools.cache
+def _weights(option: str) -> str | None:
+    """The path that an option of conf/model names."""
+    return OmegaConf.to_container(OmegaConf.load(REPO / f"conf/model/{option}.yaml")).get("path")
 
 
 @functools.cache

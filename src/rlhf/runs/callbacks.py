@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import METRICS_FILE, append_lines, is_main, keep_lines, mark, read_json, write_json
+from rlhf.files import CARD, METRICS_FILE, append_lines, is_main, keep_lines, mark, read_json, write_json
 from rlhf.methods import METHODS
 from rlhf.monitor.callback import Watch
 
@@ -59,6 +59,7 @@ class Complete(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if is_main() and folder.is_dir():
             write_json(folder / TOKENS, getattr(self.trainer, COUNTED, 0))
+            (folder / CARD).unlink(missing_ok=True)  # PEFT's, of which nothing is filled in; final/ has a card
             mark(folder)
 
 

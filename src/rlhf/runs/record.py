@@ -343,11 +343,9 @@ def base_of(stage: Stage) -> dict[str, Any]:
 
 def base_differs(stage: Stage, then: dict[str, Any]) -> str:
     """How the base of a run is another now; empty if it is the same, or the run is of before it was noted."""
-    path, folder = stage.model.path, Path(str(stage.model.path)).expanduser()
+    folder = Path(str(stage.model.path)).expanduser()
     if then.get("files"):
         return f"{folder} is not there" if not folder.is_dir() else files.differing(folder, then["files"])
-    if then.get("commit") and (now := base_of(stage).get("commit", then["commit"])) != then["commit"]:
-        return f"{path} is at commit {now}, and was at {then['commit']}"
     return ""
 
 
@@ -366,7 +364,8 @@ def lineage(stage: Stage) -> list[dict[str, str]]:
 
 
 def finished_stage(folder: Path, root: Path | None = None, reward: bool = False) -> Stage:
-    """The configuration of a run that left weights; `root` holds all runs, by default the folder of the run's recipe's.
+    """The configuration of a run that left weights, with the commit of its base on the hub; `root` holds all runs, by default the
+    folder of the run's recipe's.
 
     Raises:
         ConfigError: there is no such run, it has not finished, or it trained a reward model, which does not talk, and no `reward`
@@ -385,6 +384,7 @@ def finished_stage(folder: Path, root: Path | None = None, reward: bool = False)
         raise ConfigError(f"{folder} has not finished (status: {run.get('status')})\n  fix: {fix}")
     check_final(folder)
     stage = read_stage(folder)
+    stage.model.revision = stage.model.revision or run.get("base", {}).get("commit")
     if METHODS[stage.method.name].leaves == "reward" and not reward:
         policies = ", ".join(name for name, row in METHODS.items() if row.leaves == "policy")
         what = "is a reward model: it scores replies and writes none"
