@@ -16,6 +16,7 @@ from rlhf.config import Quantization
 from rlhf.errors import ConfigError, DataError, GuardStop, Refusal
 from rlhf.export import check, run, weights
 from rlhf.export import refuse as refusals
+from rlhf.export.folder import write_folder
 from rlhf.export.gguf import check_gguf, go_template, modelfile, pre_tokenizer
 from rlhf.models.tokenizer import saved_tokenizer
 from tests.export.hub import Hub
@@ -57,8 +58,41 @@ def test_a_folder_is_whole_and_plain(exported, chain):
     assert [entry["stage"] for entry in held["lineage"]] == ["support/base", "support/sft", "support/reward"]
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["license"] == "apache-2.0" and head["library_name"] == "transformers"
+    assert "([{'role': 'user', 'content': 'Hello'}], do_sample=False)" in card
     assert card.count("PATH/TO/THIS/FOLDER") == 4 and f"{held['max_logit']:.2g}" in card
     assert (exported / "Modelfile").read_text().startswith("FROM ./support-ppo-f16.gguf\n")
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma3_text"])
+def test_families_keep_the_names_that_other_programs_know(family, chain, tmp_path):
+    """transformers 4.57 leaves at its default what it has no word for, and vLLM knows a family's checkpoints by their own names."""
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kinds = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}}
+    kinds |= {"sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}
+    rope = {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": 0.5} if family == "gpt_neox" else kinds
+    sizes |= {"num_key_value_heads": 1} if family == "gemma3_text" else {}
+    config = AutoConfig.for_model(family, **sizes, vocab_size=64, rope_parameters=rope)
+    model, own = AutoModelForCausalLM.from_config(config).eval(), saved_tokenizer(chain / "support/ppo/final")
+    ids = torch.tensor([[3, 4, 5, 6] * 5])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        write_folder(model, own, "float32", tmp_path)
+        again = check.reload(tmp_path, "float32", reward=False).eval()
+        assert (
+            torch.equal(again(input_ids=ids).logits, before) and again.config.rope_parameters == config.rope_parameters
+        )
+    held = json.loads((tmp_path / "config.json").read_text())
+    with safe_open(tmp_path / "model.safetensors", "pt") as weights_file:
+        names = set(weights_file.keys())
+    if family == "gpt_neox":
+        assert (held["rotary_pct"], held["rotary_emb_base"], held["rope_scaling"]) == (0.5, 5e4, None)
+        assert "embed_out.weight" in names and "lm_head.weight" not in names
+    else:
+        scaling = {"rope_type": "linear", "factor": 8.0}
+        assert (held["rope_theta"], held["rope_local_base_freq"], held["rope_scaling"]) == (5e5, 2e4, scaling)
 
 
 def test_a_model_without_an_adapter_is_exported(chain, door, tmp_path):
@@ -87,7 +121,7 @@ def test_a_reward_model_scores_the_same_elsewhere(chain, door, tmp_path):
         )
     assert torch.allclose(ours, theirs, atol=1e-5) and float(ours.std()) > 1e-4
     assert json.loads((tmp_path / "reward/export.json").read_text())["max_logit"] < 1e-4
-    assert "text-classification" in (tmp_path / "reward/README.md").read_text()
+    assert "('Hello', function_to_apply='none')" in (tmp_path / "reward/README.md").read_text()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from rlhf.runs.card import RUN, licence
 PLACE = "PATH/TO/THIS/FOLDER"
 
 
-def card(stage: Stage, held: Mapping[str, Any], run: Mapping[str, Any], ollama: str | None) -> str:
-    """The text of README.md; `held` is export.json, `run` run.json."""
+def card(stage: Stage, held: Mapping[str, Any], run: Mapping[str, Any], ollama: str | None, chat: bool) -> str:
+    """The text of README.md; `held` is export.json, `run` run.json, `chat` whether there is a chat template."""
     known, reward = licence(stage, run.get("command", ())), is_reward(stage)
     bases = [
         e["stage"]
@@ -52,18 +52,20 @@ def card(stage: Stage, held: Mapping[str, Any], run: Mapping[str, Any], ollama: 
         f"The run `{held['run']}` as plain weights: {made}. Weights it builds on, in order: {chain}. Their licence: {known or 'not known'}.",
         f"Measured against the run as it was trained, on {count} prompts (`export.json`):",
         "\n".join(table),
-        "```sh\n" + "\n".join(usage(stage, held, ollama)) + "\n```",
+        "```sh\n" + "\n".join(usage(stage, held, ollama, chat)) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def usage(stage: Stage, held: Mapping[str, Any], ollama: str | None) -> list[str]:
-    """Three commands, or as many as the formats allow."""
+def usage(stage: Stage, held: Mapping[str, Any], ollama: str | None, chat: bool) -> list[str]:
+    """Three commands, or as many as the formats allow. A pipeline left to itself samples, and squashes scores."""
     kinds = {one["format"]: one for one in held["formats"]}
     lines = []
     if "hf" in kinds:
         task = "text-classification" if is_reward(stage) else "text-generation"
-        lines.append(f"python -c \"from transformers import pipeline; print(pipeline('{task}', '{PLACE}')('Hello'))\"")
+        given = "[{'role': 'user', 'content': 'Hello'}]" if chat else "'Hello'"
+        given = "'Hello', function_to_apply='none'" if is_reward(stage) else f"{given}, do_sample=False"
+        lines.append(f"python -c \"from transformers import pipeline; print(pipeline('{task}', '{PLACE}')({given}))\"")
         if not is_reward(stage):
             lines.append(f"vllm serve {PLACE} --dtype {kinds['hf']['dtype']}")
         else:

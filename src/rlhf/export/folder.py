@@ -17,7 +17,8 @@ def write_folder(model: Any, tokenizer: Any, dtype: str, folder: Path) -> None:
     `model` ends up in `dtype`.
     """
     settle(model, tokenizer)
-    model.to(DTYPES[dtype]).save_pretrained(folder, save_original_format=False)
+    model._weight_conversions = None  # so: the names of the family's checkpoints, whatever the base was loaded from
+    model.to(DTYPES[dtype]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _rewrite(folder / "config.json", _config)
     _rewrite(folder / "tokenizer_config.json", _tokenizer)
@@ -45,14 +46,17 @@ def _rewrite(file: Path, change: Any) -> None:
 
 
 def _config(held: dict[str, Any]) -> dict[str, Any]:
-    """transformers 4 reads `torch_dtype`, `rope_theta` and `rope_scaling`; without them it takes its defaults, in silence."""
+    """transformers 4 reads `torch_dtype`, `rope_theta`, `rope_scaling` and their kin; without them it takes its defaults, in silence."""
     rope = held.get("rope_parameters") or {}
-    flat = (
-        "rope_theta" in rope or "rope_type" in rope
-    )  # else one for each kind of layer, which transformers 4 has no word for
-    if flat:
-        held["rope_theta"] = rope.get("rope_theta", 10000.0)
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if "full_attention" in rope:  # one for each kind of layer: Gemma 3 alone has words for them there
+        local, rope = rope.get("sliding_attention") or {}, rope["full_attention"]
+        held |= {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
+    if "rope_theta" in rope or "rope_type" in rope:
+        held["rope_theta"], part = rope.get("rope_theta", 10000.0), rope.get("partial_rotary_factor")
+        held |= {} if part is None else {"partial_rotary_factor": part}
+        if held["model_type"] == "gpt_neox":
+            held |= {"rotary_emb_base": held["rope_theta"], "rotary_pct": 0.25 if part is None else part}
+        scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
         held["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
     return held | {"torch_dtype": held.get("dtype")}
 

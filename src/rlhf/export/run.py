@@ -56,7 +56,10 @@ def _write(stage: Stage, tokenizer: Any, model: Any, trained: Any, to: Sequence[
     about = {"run": f"{stage.run.recipe}/{stage.run.stage}", "id": run["id"], "lineage": run["lineage"]}
     held = about | worst | {"formats": found} | provenance()
     files.write_json(folder / RECORD, held)
-    files.write_text(folder / files.CARD, card(stage, held, run, "Modelfile" if "gguf" in to else None))
+    files.write_text(
+        folder / files.CARD,
+        card(stage, held, run, "Modelfile" if "gguf" in to else None, bool(tokenizer.chat_template)),
+    )
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.rglob("*"):  # safetensors writes files that only their owner reads
