@@ -127,7 +127,7 @@ def _base(stage: Stage) -> str:
 @functools.cache
 def _weights(option: str) -> str | None:
     """The path that an option of conf/model names."""
-    return OmegaConf.to_container(OmegaConf.load(REPO / f"conf/model/{option}.yaml")).get("path")
+    return OmegaConf.select(OmegaConf.load(REPO / f"conf/model/{option}.yaml"), "path")
 
 
 @functools.cache
