@@ -22,9 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small lose more to threads th
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the cases of tests/faults ended in, counted, and why tests did not run."""
-    for reason, count in Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped")).items():
-        terminalreporter.write_line(f"{count} did not run: {reason.removeprefix('Skipped: ')}")
+    """What the cases of tests/faults ended in, counted."""
     reports = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
     seen = Counter(what for report in reports for name, what in report.user_properties if name == "fault")
     if seen:

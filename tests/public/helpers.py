@@ -1,11 +1,9 @@
 """Finished runs on the workshop's weights, made in a moment, and the same weights loaded by PEFT alone."""
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from rlhf import door
@@ -14,9 +12,6 @@ from rlhf.runs.record import Record
 from tests.helpers import door_module
 
 PINNED = "requirements-benchmarks.txt"
-needs_harness = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason=f"lm-evaluation-harness is not installed (pip install -r {PINNED})"
-)
 
 
 def finish(stage: Stage, weights: Path, tokenizer: Any) -> Path:

@@ -13,7 +13,7 @@ from rlhf.config import REPO
 from rlhf.errors import ConfigError, Refusal
 from rlhf.public import tasks
 from rlhf.public.subject import policy, subject
-from tests.public.helpers import PINNED, evaluate, finish, log_likelihood, needs_harness, settings
+from tests.public.helpers import PINNED, evaluate, finish, log_likelihood, settings
 
 WORDS = [f"w{i}" for i in range(4, 96)]
 CHOICES = [
@@ -84,7 +84,6 @@ def test_what_is_measured_is_the_policy_as_trained(run, judge, workshop):
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
 
 
-@needs_harness
 @pytest.mark.parametrize("shots", [0, 1])
 def test_the_accuracy_is_that_of_the_models_own_logits(run, judge, workshop, own, capfd, shots):
     before = f"{CHOICES[0]['question']} {CHOICES[0]['choices'][0]}\n\n" if shots else ""
@@ -104,7 +103,6 @@ def test_the_accuracy_is_that_of_the_models_own_logits(run, judge, workshop, own
     )
 
 
-@needs_harness
 def test_the_log_likelihood_is_too_and_the_same_again(run, judge, workshop, own):
     pairs = [(ids(workshop, row["question"]), ids(workshop, row["choices"][0])) for row in CHOICES[1:5]]
     found = [log_likelihood(judge, *pair) for pair in pairs]
@@ -116,7 +114,6 @@ def test_the_log_likelihood_is_too_and_the_same_again(run, judge, workshop, own)
     assert (run / "benchmarks.json").read_bytes() == first
 
 
-@needs_harness
 def test_a_group_counts_the_rows_of_its_tasks_and_nothing_else_is_written(run, own, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
@@ -129,7 +126,6 @@ def test_a_group_counts_the_rows_of_its_tasks_and_nothing_else_is_written(run, o
     assert changed - {run / "benchmarks.json"} == set() and list(tmp_path.iterdir()) == []
 
 
-@needs_harness
 def test_the_harness_sees_a_model_that_is_loaded(run, judge, workshop):
     lm = tasks.language_model(*policy(subject(str(run), run.parent.parent)), batch_size=2)
     long = " ".join(WORDS + WORDS)
@@ -148,7 +144,6 @@ def test_the_harness_sees_a_model_that_is_loaded(run, judge, workshop):
     assert lm.cut == 1
 
 
-@needs_harness
 def test_a_folder_in_hugging_faces_layout_is_measured_too(workshop, own, tmp_path):
     workshop.load().save_pretrained(tmp_path / "plain")
     workshop.tokenizer.save_pretrained(tmp_path / "plain")
@@ -159,7 +154,6 @@ def test_a_folder_in_hugging_faces_layout_is_measured_too(workshop, own, tmp_pat
     assert value == pytest.approx(math.exp(-sum(found) / len(found)), rel=1e-4)
 
 
-@needs_harness
 @pytest.mark.parametrize(
     "words, message",
     [
