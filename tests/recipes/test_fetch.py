@@ -327,3 +327,17 @@ def test_a_gguf_file_becomes_a_folder_that_a_stage_reads(fetch, tmp_path, models
     for name, tensor in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor.to(torch.bfloat16)), name
     assert AutoTokenizer.from_pretrained(tmp_path)("It's 2026.")["input_ids"] == words("It's 2026.")["input_ids"]
+
+
+def test_a_stage_that_misses_the_folder_says_what_writes_it(tmp_path, monkeypatch, compose_stage):
+    from rlhf.errors import DataError
+    from rlhf.preflight import hub
+
+    monkeypatch.chdir(tmp_path)
+    stage = compose_stage("recipes=reviews/dpo")
+    with pytest.raises(DataError, match="fetched/pairs: no such file or folder$"):
+        hub.check_repositories([stage])
+    (tmp_path / "recipes/reviews").mkdir(parents=True)
+    (tmp_path / "recipes/reviews/fetch.py").touch()
+    with pytest.raises(DataError, match="no such file or folder\n  fix: python recipes/reviews/fetch.py$"):
+        hub.check_repositories([stage])

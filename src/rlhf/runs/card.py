@@ -47,20 +47,29 @@ def card(stage: Stage, overrides: Sequence[str], results: Mapping[str, Any], run
 
 def loading(stage: Stage) -> str:
     """What others must know to load an adapter: the form of its base, and what ends a reply, which no adapter's folder tells them."""
+    from rlhf.models.base import placement  # imports torch, which a stage has loaded by now
+
+    placed = placement(stage)
+    dtype = str(placed["dtype"]).removeprefix("torch.")
     kind = (
         "AutoModelForSequenceClassification"
         if METHODS[stage.method.name].leaves == "reward"
         else "AutoModelForCausalLM"
     )
     labels = ", num_labels=1" if kind.endswith("Classification") else ""
-    given = ", ".join(f"{key}={value!r}" for key, value in stage.quantization.args.items())
+    args = dict(stage.quantization.args)
+    if args.get("load_in_4bit"):
+        args["bnb_4bit_compute_dtype"] = str(placed["quantization_config"].bnb_4bit_compute_dtype).removeprefix(
+            "torch."
+        )
+    given = ", ".join(f"{key}={value!r}" for key, value in args.items())
     quantized = f", quantization_config=BitsAndBytesConfig({given})" if given else ""
     form = f"in {stage.quantization.name} (bitsandbytes: {given})" if given else "as it is"
     imports = [kind, *(["BitsAndBytesConfig"] if given else [])]
     code = [
         f"from transformers import {', '.join(imports)}",
         "from peft import PeftModel",
-        f'base = {kind}.from_pretrained("{stage.model.path}"{labels}{quantized})',
+        f'base = {kind}.from_pretrained("{stage.model.path}", dtype="{dtype}"{labels}{quantized})',
         'model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")',
     ]
     return (
