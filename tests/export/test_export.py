@@ -65,7 +65,7 @@ def test_a_folder_is_whole_and_plain(exported, chain):
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma3_text"])
 def test_families_keep_the_names_that_other_programs_know(family, chain, tmp_path):
-    """transformers 4.57 leaves at its default what it has no word for, and vLLM knows a family's checkpoints by their own names."""
+    """transformers 4.57 leaves at its default what it has no word for, and fills weights whose name it does not know at random."""
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
 
