@@ -341,3 +341,19 @@ def test_a_stage_that_misses_the_folder_says_what_writes_it(tmp_path, monkeypatc
     (tmp_path / "recipes/reviews/fetch.py").touch()
     with pytest.raises(DataError, match="no such file or folder\n  fix: python recipes/reviews/fetch.py$"):
         hub.check_repositories([stage])
+
+
+def test_a_plan_needs_no_fetched_rows(compose_stage, tmp_path, monkeypatch):
+    """Of files that are published once and for all the number of rows is known; of any other that is not there nothing is."""
+    from rlhf.errors import DataError
+    from rlhf.preflight.plan import count_rows
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes/reviews").mkdir(parents=True)
+    (tmp_path / "recipes/reviews/fetch.py").touch()
+    whole = "dataset.splits.train=train"
+    counts = {name: count_rows(compose_stage(f"recipes=reviews/{name}", whole)) for name in ("sft", "reward", "judge")}
+    assert counts == {"sft": 8105, "reward": 3017, "judge": 3668}
+    assert count_rows(compose_stage("recipes=reviews/sft", "dataset.splits.train=train[:100]")) == 100
+    with pytest.raises(DataError, match="no such file"):
+        count_rows(compose_stage("recipes=reviews/sft", whole, "dataset.path=./elsewhere"))

@@ -31,10 +31,15 @@ def check_path(given: str) -> Path:
             fix = setting("dataset.path", id)
         raise DataError(f"dataset.path={given}: an address is no file, folder or hub id\n  fix: {fix}")
     if not path.is_dir() and not path.is_file():
-        fetch = path.parent.with_name("fetch.py")  # a recipe's own, which writes fetched/ beside itself
-        fix = f"\n  fix: python {shlex.quote(str(fetch))}" if path.parent.name == "fetched" and fetch.is_file() else ""
+        fix = f"\n  fix: python {shlex.quote(str(script))}" if (script := fetched_by(path)) else ""
         raise DataError(f"dataset.path={given}: no such file or folder{beside(given)}{fix}")
     return path
+
+
+def fetched_by(path: Path) -> Path | None:
+    """A recipe's own script that writes this folder into `fetched/` beside itself."""
+    script = path.parent.parent / "fetch.py"
+    return script if path.parent.name == "fetched" and script.is_file() else None
 
 
 def beside(given: str) -> str:

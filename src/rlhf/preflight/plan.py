@@ -74,7 +74,9 @@ def count_rows(stage: Stage) -> int | None:
 
 def _count(stage: Stage, part: sources.Part) -> int | None:
     dataset, most, kind = part.dataset, stage.debug.rows, METHODS[stage.method.name].rows
-    if sources.is_hub(dataset.path):
+    place = Path(dataset.path)
+    later = not place.exists() and folders.fetched_by(place) is not None and dataset.rows is not None
+    if sources.is_hub(dataset.path) or later:
         name, start, stop = sources.sliced(part.split)
         if dataset.rows is None or stage.dataset.mixture is not None:  # dataset.rows says it of one
             return None
