@@ -86,7 +86,7 @@ def test_llama_cpp_gives_them_too(exported, elsewhere, prompts):
 
 
 MUTANTS = {
-    "q and k as transformers has them": ("interleaved", lambda weight, heads: weight, {"replies", "log-probabilities"}),
+    "q and k as transformers has them": ("interleaved", lambda weight, heads: weight, {"log-probabilities"}),
     "turn tokens are plain text": ("add_token_types", lambda self, types: TYPES(self, [1 if t == 3 else t for t in types]), {"tokens"}),
     "pre-tokenizer named default": ("add_tokenizer_pre", lambda self, pre: PRE(self, "default"), {"tokens"}),
     "no EOS": ("add_eos_token_id", lambda self, i: None, {"replies"}),

@@ -17,9 +17,10 @@ from rlhf.models.roles import Role
 from rlhf.models.shared import load_roles
 
 Ids = list[list[int]]
-# Highest mean difference of a logit (of a score, for reward models), and highest mean KL in nats a token, by what the weights were
-# rounded to. NF4 + LoRA merged into the weights that were quantized is beyond all of them (docs/export.md).
-TOLERANCES = {"float32": (1e-3, 1e-6), "float16": (2e-2, 1e-4), "bfloat16": (5e-2, 1e-3), "q8_0": (1e-1, 1e-3)}
+# Highest mean difference of a logit (of a score, for reward models), and highest mean KL in nats a token. In fp32 merging alone is in it: NF4 +
+# LoRA merged into the weights that were quantized, or into 4 bit, is far beyond (docs/export.md). Rounding costs more the deeper a model
+# is, so below fp32 only what no rounding makes is refused, a tensor in the wrong place.
+TOLERANCES = {"float32": (1e-3, 1e-6), "float16": (1e-1, 1e-3), "bfloat16": (0.5, 2e-2), "q8_0": (0.5, 2e-2)}
 
 
 @dataclass

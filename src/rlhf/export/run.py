@@ -33,6 +33,8 @@ def export(stage: Stage, to: Sequence[str], dtype: str, out: Path, prompts: int)
     if "gguf" in to:
         check_gguf(model.config, tokenizer)
     trained = as_trained(stage, tokenizer, prompts_of(stage, tokenizer, prompts))
+    if dtype != "float32":  # by itself, before rounding can hide what is wrong with it
+        difference(stage, tokenizer, trained, model).refuse("the merged model", "float32")
     files.replace_folder(out, lambda folder: _write(stage, tokenizer, model, trained, to, dtype, folder))
 
 
