@@ -96,3 +96,16 @@ def test_checkpoints_are_found_in_the_order_of_their_steps(tmp_path):
     (tmp_path / "checkpoint-11").mkdir()
     (tmp_path / "checkpoint-9/weights.json").write_text("")
     assert [files.step_of(path) for path in files.checkpoints(tmp_path)] == [2, 10]
+
+
+def test_a_folder_that_could_not_be_filled_leaves_what_was_there_and_nothing_else(tmp_path):
+    def full(folder):
+        (folder / "weights").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    for before in ([], ["old"]):
+        for name in before:
+            files.replace_folder(tmp_path / "final", lambda folder, name=name: (folder / name).write_text(name))
+        with pytest.raises(OSError, match="No space left"):
+            files.replace_folder(tmp_path / "final", full)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*before, *(["final"] if before else [])])
