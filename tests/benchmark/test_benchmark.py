@@ -142,6 +142,19 @@ def test_rows_are_measured_as_if_for_the_first_time(tmp_path, monkeypatch):
     assert stages_table(report).count("| 6 ") == 7
 
 
+def test_every_way_out_is_held_against_the_run(chain):
+    """Three policies, six right variants and two wrong ones, which are told apart (docs/export.md)."""
+    from rlhf.benchmark.exports import compare_exports, exports_table
+
+    report = compare_exports(chain, "support", 2)
+    rows = {(row["run"], row["variant"]): row for row in report["rows"]}
+    assert len(rows) == 3 * 8 and {run for run, _ in rows} == {"sft", "dpo", "ppo"}
+    for (_, variant), row in rows.items():
+        assert row["within"] == (not variant.startswith("wrong: ")) and row["prompts"] == 2
+        assert (row["max_logit"] < 1e-3) == (variant in ("HF float32", "GGUF f32"))
+    assert exports_table(report).count("| no ") == 6
+
+
 def test_the_door_offers_every_size_part_and_field():
     own = get_type_hints(door_module("benchmark").Arguments)
     assert get_args(own["size"]) == tuple(SIZES) and get_args(*get_args(own["parts"])) == (
@@ -151,5 +164,6 @@ def test_the_door_offers_every_size_part_and_field():
         "data",
         "rows",
         "stages",
+        "export",
     )
     assert {field.name for field in fields(Size)} < set(own)

@@ -115,7 +115,7 @@ def test_a_report_asks_the_judge_that_no_arm_learned_from(root, run, tmp_path):
         low, high = found[name]["win_rate_ci"]
         assert 0 <= low <= found[name]["win_rate_vs_sft"] <= high <= 1
     assert found["sft"]["win_rate_vs_sft"] == 0.5 and "gold_score" in shown.splitlines()[0]
-    assert len({round(found[name]["gold_score"], 6) for name in samples}) > 1
+    assert len({round(score, 6) for name in samples for score in gold[name]}) > 1
     assert {"accuracy", "accuracy_true", "annotator_accuracy"} <= found["reward"].keys() & found["judge"].keys()
     scored = {name: found[name]["reward_score"] for name in samples}
     assert any(abs(scored[name] - found[name]["gold_score"]) > 1e-3 for name in samples), "the reward model is another"

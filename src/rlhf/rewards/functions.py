@@ -23,7 +23,7 @@ class Rule:
 
     score: Callable[[Texts, Texts, Rows], list[float]]
     reads: str | None
-    needs: str | None
+    needs: str | None = None
 
 
 RULES: dict[str, Rule] = {}
