@@ -151,7 +151,7 @@ def missing(key: str, usage: str) -> ConfigError:
 
 def example(usage: str) -> str:
     """The first command in a door's docstring."""
-    found = re.search(r"python src/.+", usage)
+    found = re.search(r"python (src|recipes)/.+", usage)
     return found[0] if found else ""
 
 
@@ -221,7 +221,7 @@ def _tell(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(known, KeyboardInterrupt):
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on, a stage from its last checkpoint", file=sys.stderr)
         return 130
     if isinstance(known, StageError):
         lines = str(known).splitlines()

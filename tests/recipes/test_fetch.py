@@ -246,6 +246,11 @@ def test_both_files_are_looked_at_before_anything_is_written(fetch, packages, tm
     assert not (tmp_path / "fetched").exists()
 
 
+def test_a_misspelt_key_is_told_with_the_command(fetch, monkeypatch, capsys):
+    assert leave(fetch, monkeypatch, "pakages=x") == 2
+    assert capsys.readouterr().err.splitlines()[1] == "  python recipes/reviews/fetch.py [packages=<folder>]"
+
+
 def test_pip_that_fails_is_told_with_the_way_around(fetch, tmp_path, monkeypatch, capsys):
     asked = []
 
