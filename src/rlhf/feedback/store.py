@@ -218,7 +218,11 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, on the disk when it ends; writers take turns from its first statement on."""
+        """All of it or nothing, on the disk when it ends; writers take turns from its first statement on. One inside another is part of
+        it: what many calls write is then kept together, and flushed once."""
+        if self.db.in_transaction:
+            yield self.db
+            return
         with self._told():
             self.db.execute("BEGIN IMMEDIATE")
             try:
