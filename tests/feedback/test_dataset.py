@@ -102,7 +102,13 @@ def test_rankings_of_several_people_are_kept_apart_combined_or_held_to_agreement
     apart = [[0, 1, 2], [0, 2, 1], [0, 0, 1], [0, 1, 2], [2, 1, 0], [2, 1, 0]]
     assert found() == [(ranks, "") for ranks in apart]
     combined = found(together=True)
-    assert [why for _, why in combined] == ["", *["combined with another ranking"] * 2, "", "combined with another ranking", ""]
+    assert [why for _, why in combined] == [
+        "",
+        *["combined with another ranking"] * 2,
+        "",
+        "combined with another ranking",
+        "",
+    ]
     assert combined[0][0] == pytest.approx([1 / 6, 7 / 6, 5 / 3])  # middle ranks 0, 0, 1/2; 1, 2, 1/2; 2, 1, 2
     assert combined[3][0] == [1, 1, 1]  # who contradict each other leave ties
     least = [why for _, why in found(least=0.5)]

@@ -143,7 +143,11 @@ def reference(dataset: Dataset, row: Row) -> str:
     """The reply that a row itself gives to its prompt, for rewards that compare with it; empty where it has none."""
     columns = dataset.columns
     told = row.values.get(_name(dataset, "completion"))
-    if {"prompt", "completion"} <= set(columns) and columns["completion"] in row.values and not isinstance(told, BadRow):
+    if (
+        {"prompt", "completion"} <= set(columns)
+        and columns["completion"] in row.values
+        and not isinstance(told, BadRow)
+    ):
         return _reply(dataset, row, "completion")[-1]["content"]
     if "messages" in columns and "prompt" not in columns:
         return _messages(dataset, row, "messages")[-1]["content"]

@@ -265,7 +265,9 @@ class Store:
             query = "SELECT i.id, p.messages, p.facts, i.collection FROM items i JOIN prompts p ON p.id = i.prompt"
             rows = self.db.execute(f"{query} ORDER BY i.id").fetchall()
         return [
-            Item(row["id"], loaded(row["messages"]), loaded(row["facts"]), row["collection"], replies.get(row["id"], []))
+            Item(
+                row["id"], loaded(row["messages"]), loaded(row["facts"]), row["collection"], replies.get(row["id"], [])
+            )
             for row in rows
         ]
 
@@ -343,7 +345,9 @@ def _check(judgement: Judgement) -> None:
     if judgement.outcome not in OUTCOMES:
         raise Refusal("outcome", judgement.outcome, "is none", allowed=OUTCOMES)
     if len(judgement.ranks) != (len(judgement.shown) if judgement.outcome == "ranked" else 0):
-        raise Refusal("ranks", list(judgement.ranks), f"one for each of {len(judgement.shown)} replies that were ranked")
+        raise Refusal(
+            "ranks", list(judgement.ranks), f"one for each of {len(judgement.shown)} replies that were ranked"
+        )
 
 
 def dense(judgement: Judgement) -> Judgement:
