@@ -7,7 +7,8 @@ from rlhf.data.prepare import prepare
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError, Refusal
 from rlhf.feedback.rankings import accord, agreement, mean_ranks, said
-from rlhf.feedback.store import Judgement, Reply, Store
+from rlhf.feedback.schema import Judgement, Reply
+from rlhf.feedback.store import Store
 from rlhf.runs import record
 from tests.data.templates import templates, tokenizer_of
 

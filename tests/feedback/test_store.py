@@ -12,12 +12,14 @@ import pytest
 
 from rlhf.config import REPO
 from rlhf.errors import DataError, Refusal
-from rlhf.feedback.store import VERSION, Judgement, Reply, Store
+from rlhf.feedback.schema import VERSION, Judgement, Reply
+from rlhf.feedback.store import Store
 
 ASK = [{"role": "user", "content": "when do you open"}]
 WRITER = """
 import sys
-from rlhf.feedback.store import Judgement, Store
+from rlhf.feedback.schema import Judgement
+from rlhf.feedback.store import Store
 path, annotator = sys.argv[1:]
 with Store(path) as store:
     for item in store.items():

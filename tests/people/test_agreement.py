@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from rlhf.feedback.store import Judgement
+from rlhf.feedback.schema import Judgement
 from rlhf.people.agreement import alpha, alpha_of, disagreement, figures, lines, pairwise, position_bias
 
 # Krippendorff 2011, section C: four observers, twelve units, values missing

@@ -7,7 +7,8 @@ from rlhf.config import compose_config, options, to_stage
 from rlhf.data import sources
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError, Refusal
-from rlhf.feedback.store import Reply, Store
+from rlhf.feedback.schema import Reply
+from rlhf.feedback.store import Store
 from rlhf.people import collect
 from rlhf.people.prompts import Prompt, of_file, unseen
 from tests.helpers import door_module

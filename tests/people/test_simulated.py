@@ -3,7 +3,8 @@
 import pytest
 
 from rlhf.errors import DataError
-from rlhf.feedback.store import Reply, Store
+from rlhf.feedback.schema import Reply
+from rlhf.feedback.store import Store
 from rlhf.people import simulated
 from rlhf.support.annotator import score
 from rlhf.support.generator import rankings

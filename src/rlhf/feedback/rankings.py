@@ -7,7 +7,8 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
-from rlhf.feedback.store import Judgement, Store, dumped
+from rlhf.feedback.schema import Judgement
+from rlhf.feedback.store import Store, dumped
 
 Ranks = dict[int, float]  # by the id of a reply; the lowest is best
 

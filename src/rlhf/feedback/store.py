@@ -12,119 +12,14 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf.errors import DataError, Refusal, ResourceError
+from rlhf.feedback.schema import APPLICATION, OUTCOMES, TABLES, VERSION, Item, Judgement, Reply
 
 FILE = "feedback.sqlite"  # in the folder of a recipe's runs
-APPLICATION = 0x524C4846  # `RLHF`, in the header of the file
-VERSION = 1  # of the tables below; a store of a higher one is not touched
 PATIENCE = 10.0
-OUTCOMES = ("ranked", "skipped", "all bad")
-
-TABLES = """
-CREATE TABLE prompts (
-  id INTEGER PRIMARY KEY,
-  messages TEXT NOT NULL UNIQUE,           -- turns as JSON
-  facts TEXT,                              -- JSON: what an annotator who knows the truth judges by
-  added REAL NOT NULL                      -- seconds since 1970, here and below
-) STRICT;
-CREATE TABLE items (
-  id INTEGER PRIMARY KEY,
-  prompt INTEGER NOT NULL REFERENCES prompts (id),
-  collection TEXT NOT NULL,                -- what made it: the same again adds nothing
-  added REAL NOT NULL,
-  UNIQUE (prompt, collection)
-) STRICT;
-CREATE TABLE replies (
-  id INTEGER PRIMARY KEY,
-  item INTEGER NOT NULL REFERENCES items (id),
-  text TEXT NOT NULL,
-  source TEXT NOT NULL,                    -- support/sft, or the file it came from
-  run TEXT,                                -- id of the run
-  adapter TEXT,                            -- a hash of its weights
-  sampling TEXT,                           -- JSON: temperature, max_new_tokens
-  seed INTEGER,
-  UNIQUE (item, text),
-  UNIQUE (id, item)
-) STRICT;
-CREATE TABLE judgements (
-  id INTEGER PRIMARY KEY,
-  item INTEGER NOT NULL REFERENCES items (id),
-  annotator TEXT NOT NULL CHECK (trim(annotator) <> ''),
-  outcome TEXT NOT NULL CHECK (outcome IN ('ranked', 'skipped', 'all bad')),
-  better TEXT CHECK (trim(better) <> ''),  -- a reply written by hand
-  tags TEXT NOT NULL,                      -- JSON: {reply: [tag, ...]}, of the item under ""
-  milliseconds INTEGER CHECK (milliseconds >= 0),
-  added REAL NOT NULL,
-  undone REAL,                             -- when it was taken back; null while it stands
-  UNIQUE (id, item)
-) STRICT;
-CREATE UNIQUE INDEX one_word_on_an_item ON judgements (item, annotator) WHERE undone IS NULL;
-CREATE TABLE places (
-  judgement INTEGER NOT NULL,
-  item INTEGER NOT NULL,
-  reply INTEGER NOT NULL,
-  shown INTEGER NOT NULL CHECK (shown >= 0),  -- 0 was shown first
-  place INTEGER CHECK (place >= 0),           -- 0 is best, equals are ties; null where nothing was ranked
-  PRIMARY KEY (judgement, reply),
-  UNIQUE (judgement, shown),
-  FOREIGN KEY (judgement, item) REFERENCES judgements (id, item),
-  FOREIGN KEY (reply, item) REFERENCES replies (id, item)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE thumbs (
-  id INTEGER PRIMARY KEY,
-  reply INTEGER NOT NULL REFERENCES replies (id),
-  annotator TEXT NOT NULL CHECK (trim(annotator) <> ''),
-  up INTEGER NOT NULL CHECK (up IN (0, 1)),
-  added REAL NOT NULL,
-  UNIQUE (reply, annotator)
-) STRICT;
-"""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply and where it comes from; `id` is the store's."""
-
-    text: str
-    source: str
-    run: str | None = None
-    adapter: str | None = None
-    sampling: dict[str, Any] | None = None
-    seed: int | None = None
-    id: int = 0
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt with the replies that are shown with it."""
-
-    id: int
-    messages: list[dict[str, Any]]
-    facts: dict[str, str] | None
-    collection: str
-    replies: list[Reply]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One person's word on an item: `shown` are the ids of its replies in the order they were shown, `ranks` their ranks in that order
-    (0 is best, equal ranks are ties), empty unless the outcome is `ranked`; `tags` are lists by the id of a reply, or "" for the item."""
-
-    item: int
-    annotator: str
-    shown: Sequence[int]
-    ranks: Sequence[int] = ()
-    outcome: str = "ranked"
-    better: str | None = None
-    tags: dict[str, list[str]] = field(default_factory=dict)
-    milliseconds: int | None = None
-    added: float = 0.0
-    undone: float | None = None
-    id: int = 0
 
 
 class Store:
@@ -255,15 +150,16 @@ class Store:
                 db.execute("INSERT INTO replies VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", row)
         return told.lastrowid
 
-    def items(self) -> list[Item]:
-        """Every item in the order they came."""
+    def items(self, only: int | None = None) -> list[Item]:
+        """Every item in the order they came, or `only` one."""
         with self._told():
             replies: dict[int, list[Reply]] = {}
-            for row in self.db.execute("SELECT * FROM replies ORDER BY id"):
+            one, given = ("", ()) if only is None else ("WHERE item = ?", (only,))
+            for row in self.db.execute(f"SELECT * FROM replies {one} ORDER BY id", given):
                 values = {name: row[name] for name in ("text", "source", "run", "adapter", "seed", "id")}
                 replies.setdefault(row["item"], []).append(Reply(**values, sampling=loaded(row["sampling"])))
             query = "SELECT i.id, p.messages, p.facts, i.collection FROM items i JOIN prompts p ON p.id = i.prompt"
-            rows = self.db.execute(f"{query} ORDER BY i.id").fetchall()
+            rows = self.db.execute(f"{query} {one.replace('item', 'i.id')} ORDER BY i.id", given).fetchall()
         return [
             Item(
                 row["id"], loaded(row["messages"]), loaded(row["facts"]), row["collection"], replies.get(row["id"], [])
@@ -348,12 +244,6 @@ def _check(judgement: Judgement) -> None:
         raise Refusal(
             "ranks", list(judgement.ranks), f"one for each of {len(judgement.shown)} replies that were ranked"
         )
-
-
-def dense(judgement: Judgement) -> Judgement:
-    """The same judgement with ranks 0, 1, 2, ..., whatever numbers they were said in."""
-    place = {rank: index for index, rank in enumerate(sorted(set(judgement.ranks)))}
-    return replace(judgement, ranks=[place[rank] for rank in judgement.ranks])
 
 
 def dumped(value: Any) -> str:

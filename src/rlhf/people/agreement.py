@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf.evaluation.statistics import Estimate, estimate
 from rlhf.feedback.rankings import Ranks, agreement, mean_ranks, standing
-from rlhf.feedback.store import OUTCOMES, Judgement
+from rlhf.feedback.schema import OUTCOMES, Judgement
 
 Level = Literal["nominal", "ordinal"]
 RESAMPLES = 1000

@@ -10,7 +10,8 @@ from typing import Any
 from rlhf.config import Stage
 from rlhf.data.contract import Dialogue
 from rlhf.errors import Refusal
-from rlhf.feedback.store import Reply, Store, dumped
+from rlhf.feedback.schema import Reply
+from rlhf.feedback.store import Store, dumped
 from rlhf.files import FINAL
 from rlhf.generation.sampling import sample_replies, stream
 from rlhf.models.shared import load_roles

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import islice
 
 from rlhf.errors import DataError
-from rlhf.feedback.store import Item, Judgement, Store
+from rlhf.feedback.schema import Item, Judgement
+from rlhf.feedback.store import Store
 from rlhf.support.annotator import score
 from rlhf.support.ranking import gaps, noisy_ranks, temperature
 
