@@ -97,6 +97,20 @@ def test_an_item_is_judged_once_and_a_judgement_can_be_taken_back(tmp_path):
         assert [judgement.undone is None for judgement in store.judgements()] == [False, True]
 
 
+def test_what_is_read_together_is_of_one_moment(tmp_path):
+    path = filled(tmp_path / "s.sqlite")
+    with Store(path, write=False) as reader, Store(path) as writer:
+        with reader.snapshot():
+            assert len(reader.items()) == 3 and reader.judgements() == []
+            writer.judge(Judgement(1, "ann", [1, 2], [0, 1]))
+            assert reader.judgements() == []
+        assert len(reader.judgements()) == 1
+        with pytest.raises(Refusal, match="cannot be written"), writer.snapshot():
+            writer.thumb(1, "ann", True)  # which would be forgotten
+        writer.thumb(2, "ann", True)
+        assert reader.thumbs() == [(2, "ann", True)]
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -12,7 +12,7 @@ from rlhf.feedback.rankings import Said, said
 from rlhf.feedback.store import Store, dumped
 
 SPLITS = ("train", "held_out", "prompts")
-OPTIONS = {"held_out": 0.1, "annotators": "apart", "agreement": None}  # dataset.options
+OPTIONS: dict[str, Any] = {"held_out": 0.1, "annotators": "apart", "agreement": None}  # dataset.options
 
 
 class Judged(Rows):
@@ -43,7 +43,7 @@ class Judged(Rows):
     def _cells(self, one: Said) -> dict[str, Any]:
         turns = one.messages
         alone = len(turns) == 1 and turns[0]["role"] == "user"
-        cells = {"prompt": turns[0]["content"] if alone else turns}
+        cells: dict[str, Any] = {"prompt": turns[0]["content"] if alone else turns}
         cells |= {"facts": one.facts} if one.facts is not None else {}
         if self.split != "prompts":
             none = BadRow(one.why, f"judgement {one.judgement} gives no ranking: {one.why}", "dataset.bad_rows=drop")

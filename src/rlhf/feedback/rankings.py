@@ -33,10 +33,10 @@ def said(store: Store, together: bool = False, least: float | None = None) -> li
     With `together` the first ranking of an item stands for all, each reply at its mean rank. Rankings of an item that two or more have
     ranked are left out where they agree on less than the share `least` of its pairs; one alone has nobody to disagree with.
     """
-    items = {item.id: item for item in store.items()}
-    rankings = standing(store.judgements())
-    found = []
-    for judgement in store.judgements():
+    with store.snapshot():
+        items, judgements = {item.id: item for item in store.items()}, store.judgements()
+    rankings, found = standing(judgements), []
+    for judgement in judgements:
         item, ranked = items[judgement.item], rankings.get(judgement.item, {})
         own = ranked.get(judgement.annotator) if judgement.undone is None else None
         why = "undone" if judgement.undone is not None else "" if own is not None else judgement.outcome
@@ -71,7 +71,10 @@ def mean_ranks(rankings: Sequence[Ranks]) -> Ranks:
 
 def _middle(ranks: Ranks, key: int) -> Fraction:
     """How many replies are better, and half of those that tie with it."""
-    better, same = (sum(test(rank) for rank in ranks.values()) for test in (ranks[key].__gt__, ranks[key].__eq__))
+    better, same = (
+        sum(rank < ranks[key] for rank in ranks.values()),
+        sum(rank == ranks[key] for rank in ranks.values()),
+    )
     return Fraction(2 * better + same - 1, 2)
 
 
@@ -94,9 +97,10 @@ def _order(ranks: Ranks, first: int, second: int) -> int:
 def digest(store: Store) -> str:
     """Changes with what anybody has said: judgements with their prompts and replies, wherever the store lies and whatever numbers it
     gave them."""
-    items = {item.id: item for item in store.items()}
+    with store.snapshot():
+        items, judgements = {item.id: item for item in store.items()}, store.judgements()
     content = hashlib.sha256()
-    for one in store.judgements():
+    for one in judgements:
         item, ranks = items[one.item], dict(zip(one.shown, one.ranks, strict=False))
         replies = [(reply.text, ranks.get(reply.id)) for reply in item.replies]
         row = (item.messages, item.facts, replies, one.annotator, one.outcome, one.better, one.undone is None)

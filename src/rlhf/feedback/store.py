@@ -127,6 +127,21 @@ class Store:
                 raise
             self.db.execute("COMMIT")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Within, all that is read is of one moment, whatever others write meanwhile; nothing is written here."""
+        if self.db.in_transaction:
+            yield
+            return
+        with self._told():
+            self.db.execute("BEGIN")
+            self.db.execute("PRAGMA query_only = ON")
+            try:
+                yield
+            finally:
+                self.db.execute("PRAGMA query_only = OFF")
+                self.db.execute("ROLLBACK")
+
     def add(
         self,
         messages: list[dict[str, Any]],
@@ -152,7 +167,7 @@ class Store:
 
     def items(self, only: int | None = None) -> list[Item]:
         """Every item in the order they came, or `only` one."""
-        with self._told():
+        with self.snapshot():
             replies: dict[int, list[Reply]] = {}
             one, given = ("", ()) if only is None else ("WHERE item = ?", (only,))
             for row in self.db.execute(f"SELECT * FROM replies {one} ORDER BY id", given):
@@ -205,7 +220,7 @@ class Store:
 
     def judgements(self) -> list[Judgement]:
         """Every judgement in the order they came, those that were taken back too."""
-        with self._told():
+        with self.snapshot():
             places: dict[int, list[sqlite3.Row]] = {}
             for row in self.db.execute("SELECT * FROM places ORDER BY judgement, shown"):
                 places.setdefault(row["judgement"], []).append(row)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from rlhf.evaluation.statistics import Estimate, estimate
 from rlhf.feedback.rankings import Ranks, agreement, mean_ranks, standing
 from rlhf.feedback.schema import OUTCOMES, Judgement
 
-Level = Literal["nominal", "ordinal"]
+Level = Literal["ordinal", "nominal"]
 RESAMPLES = 1000
 
 
@@ -118,7 +118,7 @@ def figures(judgements: Sequence[Judgement]) -> dict[str, Any]:
         "judgements": {name: sum(one.annotator == name for one in stand) for name in names},
         "outcomes": {outcome: sum(one.outcome == outcome for one in stand) for outcome in OUTCOMES},
         "undone": len(judgements) - len(stand),
-        "alpha": {level: alpha_of(judgements, level) for level in ("ordinal", "nominal")},
+        "alpha": {level: alpha_of(judgements, level) for level in get_args(Level)},
         "pairwise": pairwise(judgements),
         "disagreement": disagreement(judgements),
         "seconds": {name: median(of) / 1000 for name, of in times.items() if of},

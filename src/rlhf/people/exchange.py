@@ -147,8 +147,8 @@ def taken_in(store: Store, path: Path, form: str) -> tuple[int, Counter[str]]:
                 left["judged by this person already"] += 1
                 continue
             shown = [ids[text] for text in word.replies]
-            more = {"better": word.better, "milliseconds": word.milliseconds, "outcome": word.outcome}
-            store.judge(Judgement(items[key].id, word.annotator, shown, word.ranks, **more))
+            words_of = (word.annotator, shown, word.ranks, word.outcome, word.better)
+            store.judge(Judgement(items[key].id, *words_of, milliseconds=word.milliseconds))
             done.add((items[key].id, word.annotator))
             count += 1
     return count, left
