@@ -110,11 +110,12 @@ def test_prompts_of_a_file_come_once_and_a_bad_row_is_named(tmp_path, compose_st
 def test_new_customers_are_none_that_a_stage_reads(tmp_path):
     stages = [to_stage(compose_config([f"recipes={name}"])) for name in options("recipes") if "support/" in name]
     sft = next(stage for stage in stages if stage.run.stage == "sft")
-    free = [one.messages[0]["content"] for one in unseen(sft, tmp_path, 1)]
+    first = unseen(sft, tmp_path, 1)
+    free = [one.messages[0]["content"] for one in first]
     ppo = next(stage for stage in stages if stage.run.stage == "ppo")
     read = {row.values["prompt"] for split in ("train", "evaluation") for row in sources.read(ppo.dataset, split)}
     assert len(set(free)) == len(free) > 3000 and not set(free) & read
-    assert all(one.facts and one.facts["prompt"] == one.messages[0]["content"] for one in unseen(sft, tmp_path, 1)[:9])
+    assert all(one.facts and one.facts["prompt"] == one.messages[0]["content"] for one in first)
     assert free[:9] != [one.messages[0]["content"] for one in unseen(sft, tmp_path, 2)[:9]]
     sft.dataset.path = "org/name"
     with pytest.raises(

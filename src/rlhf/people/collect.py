@@ -190,7 +190,7 @@ def least_sure(found: Sequence[Answered], judges: Sequence[Speaker]) -> list[Ans
     table = (table - table.mean(1, keepdim=True)) / table.std(1, keepdim=True)
     sure = []
     for index in range(len(found)):
-        own = table[:, [where == index for where, _ in places]]
+        own = table[:, torch.tensor([where == index for where, _ in places])]
         best = own[0].topk(2).values
         sure.append(float(best[0] - best[1]) if len(judges) == 1 else -float(own.std(0, correction=0).mean()))
     return [found[index] for index in sorted(range(len(found)), key=lambda index: sure[index])]
