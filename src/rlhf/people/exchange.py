@@ -156,7 +156,7 @@ def taken_in(store: Store, path: Path, form: str) -> tuple[int, Counter[str]]:
 
 def _read_rankings(path: Path) -> Iterator[Word]:
     for number, row in enumerate(_lines(path), 1):
-        with_words = {name: row.get(name) for name in ("facts", "better", "milliseconds")}
+        with_words: dict[str, Any] = {name: row.get(name) for name in ("facts", "better", "milliseconds")}
         try:
             replies, ranks = list(map(str, row["replies"])), [int(rank) for rank in row.get("ranks") or []]
             outcome, who = row.get("outcome") or "ranked", row.get("annotator") or path.stem
