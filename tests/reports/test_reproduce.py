@@ -151,7 +151,11 @@ def test_the_index_is_up_to_date_narrow_and_says_what_was_measured(tmp_path, mon
         assert {stage for stage, size in zip(head[2:], sizes, strict=True) if size} == stages, name
     measured_here = {row[0].partition("/")[0] for row in rows if row[4] or row[5]}
     assert (here, verdict) == ("here", "verdict")
-    assert measured_here == {path.parent.name for path in REPO.glob("recipes/*/reproduction.json")} == {"reviews", "support"}
+    assert (
+        measured_here
+        == {path.parent.name for path in REPO.glob("recipes/*/reproduction.json")}
+        == {"reviews", "support"}
+    )
     copy.write_text(copy.read_text().replace("0.628", "0.9"))
     assert into(copy) and not into(copy)
     copy.write_text("no markers")
