@@ -1,4 +1,4 @@
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint web
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,11 +7,14 @@ help: ## Show this help
 
 install: .venv/installed ## Create .venv with the requirements and this checkout as an editable package
 
-.venv/installed: pyproject.toml requirements.txt requirements-test.txt
+.venv/installed: pyproject.toml requirements.txt requirements-test.txt requirements-web.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
+
+web: install ## Add what the pages of annotate.py and serve.py need
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 
 demo: install ## Run the recipe `support` through all its stages and print the result table
 	$(BIN)/python src/pipeline.py recipe=support

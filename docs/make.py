@@ -35,6 +35,7 @@ ROOMS = tuple(
         "preflight",
         "runs",
         "people",
+        "web",
         "public",
         "reports",
         "export",

@@ -61,7 +61,11 @@ def test_a_wheel_holds_the_package_and_says_what_it_is(checkout, tmp_path):
     assert metadata["Summary"] and "RLHF" in str(metadata.get_payload())
     needed = metadata.get_all("Requires-Dist") or []
     assert [line for line in needed if "extra" not in line] == requirements("requirements.txt")
-    for extra, listed in {"test": ("test", "benchmarks"), "benchmarks": ("benchmarks",)}.items():
+    for extra, listed in {
+        "test": ("test", "benchmarks", "web"),
+        "benchmarks": ("benchmarks",),
+        "web": ("web",),
+    }.items():
         lines = [line.partition(";")[0].strip() for line in needed if f'extra == "{extra}"' in line]
         assert lines == [line for name in listed for line in requirements(f"requirements-{name}.txt")]
 
