@@ -7,9 +7,14 @@ import pytest
 from rlhf.errors import DataError
 from rlhf.feedback.schema import Judgement, Reply
 from rlhf.feedback.store import Store
-from rlhf.people.exchange import taken_in, written
+from rlhf.people import exchange
+from rlhf.people.exchange import written
 
 ASK = [{"role": "user", "content": "when do you open"}]
+
+
+def taken_in(store, file, form):
+    return exchange.taken_in(store, exchange.read(file, form), file.name)
 
 
 @pytest.fixture
