@@ -169,9 +169,9 @@ class Desk:
             by_id = {str(order[name].id) if name else "": given for name, given in tags.items()}
             own = Judgement(item, annotator, [reply.id for reply in order.values()], dense, outcome)
             own = replace(own, better=(better or "").strip() or None, tags=by_id, milliseconds=milliseconds)
-            if before := self.standing(annotator, item):
-                if replace(before, id=0, added=0.0, milliseconds=None) == replace(own, milliseconds=None):
-                    return before.id
+            before = self.standing(annotator, item)
+            if before and replace(before, id=0, added=0.0, milliseconds=None) == replace(own, milliseconds=None):
+                return before.id
             made = self.store.judge(own)
             db.execute("DELETE FROM handed WHERE item = ? AND annotator = ?", (item, annotator))
         return made

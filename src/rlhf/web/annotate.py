@@ -21,13 +21,9 @@ from rlhf.people import agreement
 from rlhf.people.desk import TAGS, Desk, named
 
 PAGES = Path(__file__).parent / "pages"
-FILES = {
-    "/": ("annotate.html", "text/html"),
-    "/figures": ("figures.html", "text/html"),
-    "/annotate.js": ("annotate.js", "text/javascript"),
-    "/figures.js": ("figures.js", "text/javascript"),
-    "/annotate.css": ("annotate.css", "text/css"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
+KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+FILES = {"/": "annotate.html", "/figures": "figures.html"} | {
+    f"/{name}": name for name in ("annotate.js", "figures.js", "parts.js", "annotate.css", "icon.svg")
 }
 LARGEST = 2**53  # whole numbers that JavaScript knows
 
@@ -82,7 +78,7 @@ def routes(desk: Desk, rules: Callable[[], str], annotator: str = "") -> list[Ro
         return JSONResponse(_plain(told))
 
     return [
-        *(Route(path, _file(name, kind)) for path, (name, kind) in FILES.items()),
+        *(Route(path, _file(name)) for path, name in FILES.items()),
         Route("/api/start", start),
         Route("/api/figures", figures),
         Route("/api/next", next_item, methods=["POST"]),
@@ -92,8 +88,8 @@ def routes(desk: Desk, rules: Callable[[], str], annotator: str = "") -> list[Ro
     ]
 
 
-def _file(name: str, kind: str) -> Callable[[Request], Response]:
-    content = (PAGES / name).read_bytes()
+def _file(name: str) -> Callable[[Request], Response]:
+    content, kind = (PAGES / name).read_bytes(), KINDS[name.rpartition(".")[2]]
     return lambda _: Response(content, media_type=kind)
 
 

@@ -1,64 +1,18 @@
 // The page on which replies are ranked. What comes from the server is shown by textContent alone: a model wrote it.
-const at = (id) => document.getElementById(id);
+import { AWAY, Refused, alarm, ask, at, element, once } from "/parts.js";
+
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const BEAT = 3000; // milliseconds between two questions whether the server is there
 let tags = {}, name = "", item = null, progress = null, since = 0, busy = false, touched = false, held = 0;
 let places = [], marked = 0, chosen = {}; // place of each reply or null, the reply that keys go to, tags by reply
 
-const element = (kind, text = "", attributes = {}) => {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-};
-const say = (text) => { at("live").textContent = text; };
+const say = (text) => { if (at("live").textContent !== text) at("live").textContent = text; };
 const show = (page) => { for (const id of ["enter", "work", "done"]) at(id).hidden = id !== page; };
-const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-
-function alarm(id, text) {
-  if (at(id).textContent !== text) at(id).textContent = text;
-  at(id).hidden = !text;
-}
-
-// --- the server
-
-class Refused extends Error {}
-class Absent extends Error {}
-
-async function once(path, body) {
-  let answer;
-  try {
-    const sent = body && { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" } };
-    answer = await fetch(path, { ...sent, signal: AbortSignal.timeout(20000) });
-  } catch {
-    throw new Absent();
-  }
-  let told;
-  try { told = await answer.json(); } catch { if (answer.ok) throw new Absent(); } // it died in the middle of an answer
-  if (answer.ok) return told;
-  const other = "The server was started again with another token: open the address that it printed. What you wrote is kept here.";
-  throw new Refused(answer.status === 401 ? other : told?.error?.message ?? `The server failed (${answer.status}). Try again.`);
-}
-
-// Asks until there is an answer; each request may come twice, since the server does the same thing once.
-async function ask(path, body) {
-  for (;;) {
-    try {
-      const told = await once(path, body);
-      alarm("down", "");
-      return told;
-    } catch (error) {
-      if (!(error instanceof Absent)) { alarm("down", ""); throw error; }
-      alarm("down", "The server does not answer. What you wrote is kept, and goes on by itself when it is back.");
-      await wait(1000);
-    }
-  }
-}
 
 // One thing at a time: a key that is pressed meanwhile does nothing.
 async function work(what) {
   if (busy) return;
-  busy = true;
+  busy = at("better").readOnly = true; // what is sent is what is seen
   document.body.classList.add("busy");
   try {
     await what();
@@ -67,7 +21,7 @@ async function work(what) {
     if (!(error instanceof Refused)) throw error;
     alarm("error", error.message);
   } finally {
-    busy = false;
+    busy = at("better").readOnly = false;
     document.body.classList.remove("busy");
     drawButtons();
   }
@@ -265,7 +219,7 @@ function key(event) {
 // Now and then: is the server there, what have the others done, is there something new; who is at work keeps the item.
 async function beat() {
   for (;;) {
-    await wait(BEAT);
+    await new Promise((done) => setTimeout(done, BEAT));
     if (!name || busy) continue;
     const holding = touched && item && Date.now() - held > 60000;
     try {
@@ -279,7 +233,7 @@ async function beat() {
       else finish();
     } catch (error) {
       if (error instanceof Refused) alarm("error", error.message);
-      else alarm("down", "The server does not answer. What you wrote is kept, and you go on when it is back.");
+      else alarm("down", AWAY);
     }
   }
 }

@@ -1,14 +1,9 @@
 // How far people agree, as tables with bars; names that people gave are shown by textContent alone.
+import { alarm, ask, at, element } from "/parts.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const percent = (share) => `${Math.round(100 * share)}%`;
 const digits = (value) => value === null ? "–" : value.toFixed(2);
-
-const element = (kind, text = "", attributes = {}) => {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-};
 
 function drawn(kind, attributes) {
   const made = document.createElementNS(SVG, kind);
@@ -65,7 +60,7 @@ function draw(told) {
   const outcomes = [...Object.entries(told.outcomes), ["undone", told.undone]];
   const sum = Math.max(1, outcomes.reduce((all, [, count]) => all + count, 0));
   const order = told.position;
-  document.getElementById("figures").replaceChildren(
+  at("figures").replaceChildren(
     table("Each annotator", "How many judgements, the median time of one, and how often they differ from the mean rank of the others.",
       ["name", "judgements", "", "time", "differs from the others", ""], people, "Nobody has judged yet."),
     table("Krippendorff's alpha", "1 is agreement, 0 is chance; the line is the 95% interval over prompts.",
@@ -82,11 +77,7 @@ function draw(told) {
 }
 
 try {
-  const answer = await fetch("/api/figures"), told = await answer.json();
-  if (!answer.ok) throw new Error(told.error.message);
-  draw(told);
+  draw(await ask("/api/figures"));
 } catch (error) {
-  const place = document.getElementById("error");
-  place.textContent = error instanceof TypeError ? "The server does not answer. Load this page again when it is back." : error.message;
-  place.hidden = false;
+  alarm("error", error.message);
 }
