@@ -22,7 +22,9 @@ def store(tmp_path):
     with Store(tmp_path / "feedback.sqlite") as store, store.transaction():
         for number in range(40):
             texts = [f"{word} {number}" for word in ("yes", "no", "perhaps")]
-            store.add([{"role": "user", "content": f"question {number}"}], None, "one", [Reply(t, "a/sft") for t in texts])
+            store.add(
+                [{"role": "user", "content": f"question {number}"}], None, "one", [Reply(t, "a/sft") for t in texts]
+            )
         yield store
 
 
@@ -113,7 +115,9 @@ def test_undo_gives_the_item_back_with_what_was_said_once(store):
 def test_the_order_is_each_persons_own_and_tells_nothing(store):
     desk, (item, *rest) = Desk(store), store.items()
     assert list(desk.shown(item, "ann")) == list(desk.shown(item, "ann"))
-    first = Counter(next(iter(desk.shown(one, name).values())).text.split()[0] for one in [item, *rest] for name in "abcdefgh")
+    first = Counter(
+        next(iter(desk.shown(one, name).values())).text.split()[0] for one in [item, *rest] for name in "abcdefgh"
+    )
     assert set(first) == {"yes", "no", "perhaps"} and all(70 < count < 150 for count in first.values())  # 107 each
     assert not {str(reply.id) for reply in item.replies} & set(desk.shown(item, "ann"))
 

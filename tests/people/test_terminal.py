@@ -25,7 +25,15 @@ def root(tmp_path):
 
 
 def command(root, *more):
-    return [sys.executable, "src/annotate.py", "recipe=mine", "mode=terminal", "annotator=ann", f"run.root={root}", *more]
+    return [
+        sys.executable,
+        "src/annotate.py",
+        "recipe=mine",
+        "mode=terminal",
+        "annotator=ann",
+        f"run.root={root}",
+        *more,
+    ]
 
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}/src"}
@@ -39,7 +47,18 @@ def piped(root, *lines, more=()):
 
 def test_all_that_the_page_can_do(root):
     (root / "rules.txt").write_text("Be nice.")
-    lines = ["2 1 1", "better At nine.", "tag b kind brief", "tag safe", "1 2 3", "bad", "skip", "undo", "undo", "3 2 1"]
+    lines = [
+        "2 1 1",
+        "better At nine.",
+        "tag b kind brief",
+        "tag safe",
+        "1 2 3",
+        "bad",
+        "skip",
+        "undo",
+        "undo",
+        "3 2 1",
+    ]
     done = piped(root, *lines, "rules", "skip", "1 1 1", more=[f"rules={root}/rules.txt"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Be nice.") == 2 and "nothing is left for ann, who has judged 5" in done.stdout
@@ -60,10 +79,28 @@ def test_all_that_the_page_can_do(root):
 
 
 def test_what_is_none_of_the_words_is_said_and_nothing_is_kept(root):
-    wrong = ["1 2", "1 2 4", "0 1 2", "1 2 x", "9" * 5000, "what", "tag q kind", "tag a rude", "undo", "", "quit", "1 2 3"]
+    wrong = [
+        "1 2",
+        "1 2 4",
+        "0 1 2",
+        "1 2 x",
+        "9" * 5000,
+        "what",
+        "tag q kind",
+        "tag a rude",
+        "undo",
+        "",
+        "quit",
+        "1 2 3",
+    ]
     done = piped(root, *wrong)
     assert done.returncode == 0, done.stderr
-    for words in ("places=1 2: one of 1, 2, 3 for each of 3", "line=what: is none of these", "tag=q: is none", "tag=rude: is none"):
+    for words in (
+        "places=1 2: one of 1, 2, 3 for each of 3",
+        "line=what: is none of these",
+        "tag=q: is none",
+        "tag=rude: is none",
+    ):
         assert words in done.stdout
     with Store(root / "mine/feedback.sqlite") as store:
         assert store.judgements() == []

@@ -62,7 +62,9 @@ def kept(root, name):
         return [one for one in store.judgements() if one.annotator == name]
 
 
-@pytest.mark.parametrize("path", ["/", "/figures", "/annotate.js", "/figures.js", "/parts.js", "/annotate.css", "/icon.svg"])
+@pytest.mark.parametrize(
+    "path", ["/", "/figures", "/annotate.js", "/figures.js", "/parts.js", "/annotate.css", "/icon.svg"]
+)
 def test_the_pages_are_our_own_files_without_script_or_style_in_them(server, path):
     status, headers, body = server.ask("GET", path)
     kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -135,7 +137,12 @@ def test_what_is_no_judgement_is_refused_in_words(server, root):
     for wrong, words in WRONG:
         status, why = ask(server, "/api/judge", said | wrong)
         assert status == 400 and words in why, (wrong, why)
-    for body, words in ((b"{", "not JSON"), (b"\xff", "not JSON"), (b"[" * 100000, "not JSON"), (b"[1]", "not a JSON object")):
+    for body, words in (
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100000, "not JSON"),
+        (b"[1]", "not a JSON object"),
+    ):
         status, why = ask(server, "/api/judge", body)
         assert status == 400 and words in why, why
     assert ask(server, "/api/judge", b"x" * (BODY + 1))[0] == 413
@@ -161,7 +168,9 @@ def test_a_store_that_another_process_keeps_locked_is_said_and_the_judgement_can
 def test_two_servers_and_no_store(server, root):
     with pytest.raises(AssertionError, match="(?s)ended with 2: .*another server .process"):
         Server.start("src/annotate.py", "recipe=mine", "port=0", f"run.root={root}")
-    with pytest.raises(AssertionError, match=f"ended with 3: .*no feedback is there\n  fix: .*run=other/sft run.root={root}"):
+    with pytest.raises(
+        AssertionError, match=f"ended with 3: .*no feedback is there\n  fix: .*run=other/sft run.root={root}"
+    ):
         Server.start("src/annotate.py", "recipe=other", f"run.root={root}")
     assert not (root / "other").exists()
 
