@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from rlhf.errors import DataError, Refusal
-from rlhf.feedback.schema import Reply
+from rlhf.feedback.schema import Item, Reply
 from rlhf.feedback.store import Store
 from rlhf.people.desk import HELD, LONGEST, RULES, Desk, named, rules
 
@@ -26,6 +26,12 @@ def store(tmp_path):
                 [{"role": "user", "content": f"question {number}"}], None, "one", [Reply(t, "a/sft") for t in texts]
             )
         yield store
+
+
+def take(desk, name) -> Item:
+    found = desk.next(name)
+    assert found
+    return found
 
 
 def judge(desk, name, item, ranks=(0, 1, 2), **more):
@@ -54,17 +60,17 @@ def test_everybody_gets_the_shared_items_and_one_each_of_the_others(store):
 def test_what_is_handed_out_is_nobody_elses_until_it_comes_back(store):
     clock = Clock()
     desk = Desk(store, 0, clock)
-    mine = desk.next("ann")
-    other = desk.next("bob")
+    mine = take(desk, "ann")
+    other = take(desk, "bob")
     again = Desk(store, 0, clock)  # of another process, or of one that was started again
-    third = again.next("cy")
-    assert len({mine.id, other.id, third.id}) == 3 and again.next("ann").id == mine.id
+    third = take(again, "cy")
+    assert len({mine.id, other.id, third.id}) == 3 and take(again, "ann").id == mine.id
     clock.now += HELD - 1
     desk.hold(mine.id, "ann")  # still at work
     desk.hold(other.id, "ann")  # not theirs to hold
     clock.now += 2
-    assert desk.next("dan").id == other.id and desk.progress("ann")["away"] == 1
-    assert desk.next("bob").id not in (mine.id, other.id)
+    assert take(desk, "dan").id == other.id and desk.progress("ann")["away"] == 1
+    assert take(desk, "bob").id not in (mine.id, other.id)
     judge(desk, "bob", other)  # who was late: nothing that somebody said is lost
     judge(desk, "dan", other)
     assert len(store.judgements(other.id)) == 2
@@ -72,16 +78,16 @@ def test_what_is_handed_out_is_nobody_elses_until_it_comes_back(store):
 
 def test_a_skipped_item_goes_to_another(store):
     desk = Desk(store, 0)
-    item = desk.next("ann")
+    item = take(desk, "ann")
     judge(desk, "ann", item, (), outcome="skipped")
-    assert desk.next("ann").id != item.id and desk.next("bob").id == item.id
+    assert take(desk, "ann").id != item.id and take(desk, "bob").id == item.id
     judge(desk, "bob", item, (), outcome="all bad")
-    assert desk.next("cy").id != item.id
+    assert take(desk, "cy").id != item.id
 
 
 def test_a_judgement_that_comes_twice_counts_once_and_another_word_is_refused(store):
     desk = Desk(store, 0)
-    item = desk.next("ann")
+    item = take(desk, "ann")
     key = next(iter(desk.shown(item, "ann")))
     said = {"ranks": [2, 0, 0], "better": " at nine ", "tags": {key: ["kind", "brief"], "": []}}
     first = judge(desk, "ann", item, **said, milliseconds=900)
@@ -97,15 +103,15 @@ def test_a_judgement_that_comes_twice_counts_once_and_another_word_is_refused(st
 
 def test_undo_gives_the_item_back_with_what_was_said_once(store):
     desk = Desk(store, 0)
-    first = desk.next("ann")
+    first = take(desk, "ann")
     judge(desk, "ann", first)
-    second = desk.next("ann")
+    second = take(desk, "ann")
     judge(desk, "ann", second)
     assert desk.progress("ann") == {"own": 2, "left": 38, "away": 0, "everyone": {"ann": 2}, "last": second.id}
     for _ in range(2):  # the answer was lost
         item, said = desk.undo("ann", second.id)
         assert (item.id, said.ranks) == (second.id, [0, 1, 2]) and desk.progress("ann")["last"] == first.id
-    assert desk.next("bob").id not in (first.id, second.id) and desk.next("ann").id == second.id
+    assert take(desk, "bob").id not in (first.id, second.id) and take(desk, "ann").id == second.id
     judge(desk, "ann", second, (2, 1, 0))
     assert [one.undone is None for one in store.judgements()] == [True, False, True]
     with pytest.raises(Refusal, match="item=9: ann has said nothing of it"):

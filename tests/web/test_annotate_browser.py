@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Route, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route, expect
 
 from rlhf.feedback.schema import Reply
 from rlhf.feedback.store import Store
@@ -43,12 +43,16 @@ class Person:
         person.page.set_default_timeout(PATIENCE)
         person.page.on("requestfinished", person.note)
         person.page.on("pageerror", lambda error: person.complaints.append(str(error)))
-        person.page.on("console", lambda said: "Content Security" in said.text and person.complaints.append(said.text))
+        person.page.on("console", person.heard)
         person.page.goto(f"http://127.0.0.1:{server.port}/?token={TOKEN}")
         person.page.get_by_label("Your name").fill(name)
         person.page.get_by_role("button", name="Start").click()
         expect(person.page.locator(".reply")).to_have_count(4, timeout=PATIENCE)
         return person
+
+    def heard(self, said: ConsoleMessage) -> None:
+        if "Content Security" in said.text:
+            self.complaints.append(said.text)
 
     def note(self, request) -> None:
         if request.url.endswith("/api/judge") and request.response().status == 200:

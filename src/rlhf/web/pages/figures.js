@@ -23,7 +23,7 @@ function bar(value, low = null, high = null, [from, to] = [0, 1]) {
 }
 
 function table(title, note, head, rows, empty) {
-  const box = element("section", "", { class: "card" }), inner = element("div", "", { class: "scroll" });
+  const box = element("section", "", { class: "card" }), inner = element("div", "", { class: "scroll", tabindex: "0", role: "group", "aria-label": title });
   box.append(element("h2", title), element("p", note, { class: "soft" }));
   if (!rows.length) { box.append(element("p", empty)); return box; }
   const made = element("table"), first = element("tr"), body = element("tbody"), top = element("thead");
@@ -46,30 +46,28 @@ function table(title, note, head, rows, empty) {
 
 function draw(told) {
   const rate = Object.fromEntries(told.disagreement.map(([name, share, items]) => [name, [share, items]]));
-  const most = Math.max(1, ...Object.values(told.judgements));
   const people = Object.entries(told.judgements).map(([name, count]) => {
     const [share, items] = rate[name] ?? [null, 0];
-    const apart = share === null ? "–" : `${percent(share)} of the pairs of ${items}`;
     const pace = told.seconds[name] === undefined ? "–" : `${told.seconds[name].toFixed(1)} s`;
-    return [name, count, bar(count / most), pace, apart, bar(share)];
+    return [name, count, pace, share === null ? "–" : percent(share), bar(share), items];
   });
   const alphas = Object.entries(told.alpha).filter(([, found]) => found).map(([level, found]) =>
-    [level, digits(found.value), bar(found.value, found.low, found.high, [-1, 1]), `${digits(found.low)} to ${digits(found.high)}`, found.items]);
+    [level, digits(found.value), `${digits(found.low)} to ${digits(found.high)}`, bar(found.value, found.low, found.high, [-1, 1]), found.items]);
   const pairs = told.pairwise.map(([[one, other], share, items]) => [`${one} and ${other}`, percent(share), bar(share), items])
     .sort((a, b) => parseInt(a[1]) - parseInt(b[1]));
   const outcomes = [...Object.entries(told.outcomes), ["undone", told.undone]];
   const sum = Math.max(1, outcomes.reduce((all, [, count]) => all + count, 0));
   const order = told.position;
   at("figures").replaceChildren(
-    table("Each annotator", "How many judgements, the median time of one, and how often they differ from the mean rank of the others.",
-      ["name", "judgements", "", "time", "differs from the others", ""], people, "Nobody has judged yet."),
+    table("Each annotator", "The median time of a judgement, and on how many pairs of replies they differ from the mean rank of the others, on prompts that others ranked too.",
+      ["name", "judgements", "time", "differs", "", "prompts"], people, "Nobody has judged yet."),
     table("Krippendorff's alpha", "1 is agreement, 0 is chance; the line is the 95% interval over prompts.",
-      ["ranks as", "alpha", "−1 to 1", "interval", "prompts"], alphas, "No prompt was ranked by two yet."),
+      ["ranks", "alpha", "interval", "−1 to 1", "prompts"], alphas, "No prompt was ranked by two yet."),
     table("Who agrees with whom", "The share of pairs of replies that two put in the same order; least first.",
       ["two", "agree", "", "prompts"], pairs, "No prompt was ranked by two yet."),
     table("The order on the page", "How much more often the reply that was shown first is the best than chance has it; 0 is as it should be.",
-      ["", "excess", "−0.5 to 0.5", "interval", "p"],
-      order ? [["shown first", digits(order.mean), bar(order.mean, order.low, order.high, [-0.5, 0.5]), `${digits(order.low)} to ${digits(order.high)}`, order.p === null ? "–" : order.p.toPrecision(2)]] : [],
+      ["", "excess", "interval", "−0.5 to 0.5", "p"],
+      order ? [["shown first", digits(order.mean), `${digits(order.low)} to ${digits(order.high)}`, bar(order.mean, order.low, order.high, [-0.5, 0.5]), order.p === null ? "–" : order.p.toPrecision(2)]] : [],
       "Nothing was ranked yet."),
     table("What was said", "All judgements; what was taken back counts nowhere else.", ["", "judgements", ""],
       outcomes.map(([what, count]) => [what, count, bar(count / sum)]), ""),
