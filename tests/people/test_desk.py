@@ -85,6 +85,12 @@ def test_a_skipped_item_goes_to_another(store):
     assert take(desk, "cy").id != item.id
 
 
+def test_simulated_people_take_nothing_away_from_people(store):
+    desk = Desk(store, 0)
+    judge(desk, "simulated-1", take(desk, "simulated-1"))
+    assert take(desk, "ann").id == 1
+
+
 def test_a_judgement_that_comes_twice_counts_once_and_another_word_is_refused(store):
     desk = Desk(store, 0)
     item = take(desk, "ann")

@@ -117,15 +117,15 @@ def test_a_terminal_and_the_end_of_its_input(root):
         end = time.monotonic() + 60
         while words not in read[since:]:
             assert time.monotonic() < end
-            read += os.read(mine, 4096).decode()
+            read += os.read(mine, 4096).decode(errors="replace")
         return len(read)
 
     seen = until("ann> ")
-    os.write(mine, b"1 2 3\n")
+    os.write(mine, b"better caf\xe9\n1 2 3\n")  # of a terminal with another alphabet
     until("1 judged, 4 left", seen)
     until("ann> ", len(read) - 5)
     os.write(mine, b"\x04")  # Ctrl-D
     assert process.wait(60) == 0
     os.close(mine)
     with Store(root / "mine/feedback.sqlite") as store:
-        assert [one.ranks for one in store.judgements()] == [[0, 1, 2]]
+        assert [(one.ranks, one.better) for one in store.judgements()] == [([0, 1, 2], "caf\ufffd")]

@@ -18,6 +18,7 @@ from typing import Any
 from rlhf.errors import DataError, Refusal
 from rlhf.feedback.schema import HANDED, Item, Judgement, Reply
 from rlhf.feedback.store import Store
+from rlhf.people.simulated import PEOPLE
 
 HELD = 900.0  # seconds; who is at work holds an item on
 TAGS = {  # what a reply can be told to be, and the rules where a team has none of its own
@@ -96,11 +97,11 @@ class Desk:
     def _free(self, annotator: str) -> tuple[list[int], set[int]]:
         """The items that an annotator may be handed, in their order, and those among them that they hold already.
 
-        A skip is no judgement for this: another may know better. A person's own skip is.
+        For the others a skip is no judgement, since they may know better, nor is the word of who only stands in for people.
         """
         said = self.store.db.execute("SELECT item, annotator, outcome FROM judgements WHERE undone IS NULL").fetchall()
         own = {row["item"] for row in said if row["annotator"] == annotator}
-        done = {row["item"] for row in said if row["outcome"] != "skipped"}
+        done = {row["item"] for row in said if row["outcome"] != "skipped" and row["annotator"] not in PEOPLE}
         query = "SELECT item, annotator FROM handed WHERE until > ?"
         holders = {row["item"]: row["annotator"] for row in self.store.db.execute(query, (self.clock(),))}
         items = [row["id"] for row in self.store.db.execute("SELECT id FROM items ORDER BY id")]

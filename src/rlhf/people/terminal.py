@@ -1,8 +1,10 @@
 """Ranking in a terminal, for who comes by ssh: what the page does, a line at a time."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from string import ascii_lowercase
 
 from rlhf.errors import Refusal
@@ -32,6 +34,9 @@ class Draft:
 
 def rank(desk: Desk, annotator: str, rules: Callable[[], str]) -> None:
     """Hands out items until there is none, `quit` or the end of the input."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):  # whatever bytes come by ssh
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
     print(f"{printable(rules())}\n\n{KEYS}\n  tags: {', '.join(TAGS)}", flush=True)
     draft = _next(desk, annotator)
     while draft is not None:

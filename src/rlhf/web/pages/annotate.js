@@ -62,7 +62,7 @@ function receive(told) {
 function draw() {
   at("turns").replaceChildren(...item.turns.map((turn) => {
     const box = element("div", "", { class: `turn ${turn.role === "user" ? "user" : "other"}` });
-    box.append(element("span", turn.role, { class: "role" }), element("p", turn.content));
+    box.append(element("span", turn.role, { class: "role" }), element("p", turn.content, { dir: "auto" }));
     return box;
   }));
   at("replies").replaceChildren(...item.replies.map(card));
@@ -88,7 +88,7 @@ function card(reply, index) {
     button.addEventListener("click", () => toggle(index, tag));
     marks.append(button);
   }
-  box.append(row, element("p", reply.text, { class: "text" }), marks);
+  box.append(row, element("p", reply.text, { class: "text", dir: "auto" }), marks);
   box.addEventListener("focus", () => { marked = index; });
   return box;
 }
@@ -225,7 +225,7 @@ async function beat() {
     try {
       const told = await once("/api/here", { annotator: name, item: holding ? item.id : null });
       alarm("down", "");
-      if (busy) continue;
+      if (busy || told.annotator !== name) continue;
       progress = told.progress;
       if (holding) [touched, held] = [false, Date.now()];
       if (!item && progress.left) await enter(name);
