@@ -1,6 +1,7 @@
 """The desk: each unshared item goes to one annotator, comes back when nobody judged it, and a judgement that comes twice counts once."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,12 +20,11 @@ class Clock:
 
 @pytest.fixture
 def store(tmp_path):
-    with Store(tmp_path / "feedback.sqlite") as store, store.transaction():
-        for number in range(40):
-            texts = [f"{word} {number}" for word in ("yes", "no", "perhaps")]
-            store.add(
-                [{"role": "user", "content": f"question {number}"}], None, "one", [Reply(t, "a/sft") for t in texts]
-            )
+    with Store(tmp_path / "feedback.sqlite") as store:
+        with store.transaction():
+            for number in range(40):
+                replies = [Reply(f"{word} {number}", "a/sft") for word in ("yes", "no", "perhaps")]
+                store.add([{"role": "user", "content": f"question {number}"}], None, "one", replies)
         yield store
 
 
@@ -54,6 +54,9 @@ def test_everybody_gets_the_shared_items_and_one_each_of_the_others(store):
             judge(desk, name, item)
             seen[item.id] += 1
     assert seen == {item.id: 3 if item.id in shared else 1 for item in store.items()}
+    items, said = {item.id: item for item in store.items()}, store.judgements()
+    orders = [[reply.id for reply in desk.shown(items[one.item], one.annotator).values()] for one in said]
+    assert [one.shown for one in said] == orders != [sorted(order) for order in orders]
     assert Desk(store, 0).shared(7) is False and Desk(store, 1).shared(7) is True
 
 
@@ -74,6 +77,20 @@ def test_what_is_handed_out_is_nobody_elses_until_it_comes_back(store):
     judge(desk, "bob", other)  # who was late: nothing that somebody said is lost
     judge(desk, "dan", other)
     assert len(store.judgements(other.id)) == 2
+
+
+def test_desks_that_hand_out_at_the_same_time_never_hand_an_item_to_two(store):
+    def work(name):
+        with Store(store.path) as own:
+            desk, got = Desk(own, 0), []
+            while item := desk.next(name):
+                got.append(item.id)
+                judge(desk, name, item)
+        return got
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(work, ("ann", "bob", "cy", "dan")))
+    assert sorted(sum(got, [])) == [item.id for item in store.items()] and len([own for own in got if own]) > 1
 
 
 def test_a_skipped_item_goes_to_another(store):

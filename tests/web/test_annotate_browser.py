@@ -36,6 +36,7 @@ class Person:
     page: Page
     told: list[tuple[dict[str, Any], int]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)  # the replies of the first item, as they were seen
 
     @classmethod
     def come(cls, name: str, context: BrowserContext, server: Server) -> "Person":
@@ -122,7 +123,7 @@ def test_two_people_rank_at_once_and_a_killed_server_loses_nothing(root):
 
 def both_look(ann: Person, bob: Person) -> None:
     for person in (ann, bob):
-        texts = person.page.locator(".reply .text").all_text_contents()
+        texts = person.first = person.page.locator(".reply .text").all_text_contents()
         assert [any(text.startswith(planted) for text in texts) for planted in PLANTED] == [True] * 3  # as text
         assert person.page.locator("#work img, #work script, #work b").count() == 0
         assert "mine/run" not in person.page.content()
@@ -200,6 +201,7 @@ def all_of_it_is_there(root, ann: Person, bob: Person) -> None:
     with Store(root / "mine/feedback.sqlite") as store:
         shared = {item.id for item in store.items() if Desk(store, SHARED).shared(item.id)}
         said = {one.id: one for one in store.judgements()}
+        texts = {reply.id: reply.text for item in store.items() for reply in item.replies}
     told = [entry for person in (ann, bob) for entry in person.told]
     assert {number for _, number in told} == set(said) and len(told) == len(
         said
@@ -215,6 +217,9 @@ def all_of_it_is_there(root, ann: Person, bob: Person) -> None:
     both = shared - {skipped}
     assert judged == sorted([*range(1, ITEMS + 1), *both]) and 3 <= len(both) < ITEMS
     assert min(sum(one.annotator == name for one in stands) for name in ("ann", "bob")) >= ITEMS // 2 - 2
+    for person in (ann, bob):
+        one = said[min(number for _, number in person.told)]
+        assert [texts[reply] for reply in one.shown] == person.first
     first, second = (one for one in said.values() if one.annotator == "ann" and one.item == said[1].item)
     assert first.undone and list(first.ranks) == [1, 0, 0, 2] and list(second.ranks) == [0, 0, 0, 1]
     assert second.better == "At nine, xnu 123. Ask me more." and ["brief", "kind"] in second.tags.values()
