@@ -50,8 +50,9 @@ def main(own: Arguments) -> None:
 
     path = Path(own.run_root) / own.recipe / FILE
     if own.read:
+        words = exchange.read(Path(own.read), own.format)
         with Store(path) as store:
-            count, left = exchange.taken_in(store, Path(own.read), own.format)
+            count, left = exchange.taken_in(store, words, Path(own.read).name)
         print(f"read     {count} judgements of {own.read}{_left_out(left)}")
     with Store(path, write=False) as store:
         items = store.items()

@@ -72,7 +72,7 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
-    elif name in ("collect", "feedback"):
+    elif name in ("annotate", "collect", "feedback"):
         module.check(own)
     elif name == "export":
         stage = to_stage(compose_config([f"recipes={own.run}"]))
@@ -159,6 +159,7 @@ def test_a_block_that_writes_a_folder_twice_is_found():
         "python src/export.py run=support/dpo to=[onnx]",
         "python src/collect.py run=support/sft choose=unsure",
         "python src/feedback.py recipe=support labels=400",
+        "python src/annotate.py recipe=support mode=terminal",
         "python src/pipeline.py recipe=support stages=[dppo]",
         "python src/train.py --recipe support/dpo",
     ],

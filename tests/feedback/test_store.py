@@ -156,6 +156,10 @@ def test_a_store_of_a_newer_version_or_another_program_is_not_touched(tmp_path):
     for place, words in ((other, "another program"), (text, "not a database"), (tmp_path / "none", "no feedback")):
         with pytest.raises(DataError, match=words):
             Store(place, write=place.name != "none")
+    with pytest.raises(DataError, match="fix: python src/collect.py run=mine/sft  # the run whose replies are judged$"):
+        Store("runs/mine/feedback.sqlite", write=False)
+    with pytest.raises(DataError, match="run=mine/sft 'run.root=a b'  #"):
+        Store("a b/mine/feedback.sqlite", write=False)
 
 
 def test_a_lock_that_is_held_is_told_with_the_fix(tmp_path):

@@ -7,9 +7,15 @@ import pytest
 from rlhf.errors import DataError
 from rlhf.feedback.schema import Judgement, Reply
 from rlhf.feedback.store import Store
-from rlhf.people.exchange import taken_in, written
+from rlhf.people import exchange
+from rlhf.people.exchange import written
+from tests.helpers import door_module
 
 ASK = [{"role": "user", "content": "when do you open"}]
+
+
+def taken_in(store, file, form):
+    return exchange.taken_in(store, exchange.read(file, form), file.name)
 
 
 @pytest.fixture
@@ -161,3 +167,15 @@ def test_a_broken_file_is_named_and_nothing_is_kept(tmp_path, form, text, says):
         taken_in(store, file, form)
     with Store(tmp_path / "a.sqlite") as store:
         assert store.items() == [] and store.judgements() == []
+
+
+@pytest.mark.parametrize(
+    "row", [None, "{}", '{"prompt": "a", "replies": ["b", "c"], "ranks": [0, 1], "annotator": " "}']
+)
+def test_a_file_that_cannot_be_read_leaves_no_store(tmp_path, row):
+    file, module = tmp_path / "rows.jsonl", door_module("feedback")
+    if row:
+        file.write_text(row + "\n")
+    with pytest.raises(DataError):
+        module.main(module.Arguments("mine", read=str(file), run_root=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()

@@ -68,6 +68,15 @@ CREATE TABLE thumbs (
 ) STRICT;
 """
 
+# made by who hands out; a program that does not know it reads and writes the others as ever
+HANDED = """
+CREATE TABLE IF NOT EXISTS handed (
+  item INTEGER PRIMARY KEY REFERENCES items (id),
+  annotator TEXT NOT NULL,
+  until REAL NOT NULL                      -- from then on it may be handed to another
+) STRICT
+"""
+
 
 @dataclass(frozen=True)
 class Reply:

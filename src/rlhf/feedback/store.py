@@ -8,6 +8,7 @@ network's.
 """
 
 import json
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -33,8 +34,7 @@ class Store:
     def __init__(self, path: Path | str, write: bool = True, patience: float = PATIENCE) -> None:
         self.path, self.patience = Path(path), patience
         if not write and not self.path.is_file():
-            fix = "python src/collect.py run=support/sft, with the run whose replies are judged"
-            raise DataError(f"{self.path}: no feedback is there\n  fix: {fix}")
+            raise DataError(f"{self.path}: no feedback is there\n  fix: {self.collect()}")
         with self._told():
             if write:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,12 @@ class Store:
                 self.db.execute("PRAGMA journal_mode = WAL")
                 self.db.execute("PRAGMA synchronous = FULL")
                 self._make()
+
+    def collect(self) -> str:
+        """The command that fills this store."""
+        recipe, root = self.path.absolute().parent.name, self.path.parent.parent
+        words = [f"run={recipe}/sft", *([] if root == Path("runs") else [f"run.root={root}"])]
+        return f"python src/collect.py {shlex.join(words)}  # the run whose replies are judged"
 
     def _address(self, write: bool) -> str:
         """Reading a log needs a file beside it; where the folder takes none and there is no log, the file is all there is."""
@@ -218,13 +224,14 @@ class Store:
             db.execute("UPDATE judgements SET undone = ? WHERE id = ?", (time.time(), found))
         return found
 
-    def judgements(self) -> list[Judgement]:
-        """Every judgement in the order they came, those that were taken back too."""
+    def judgements(self, only: int | None = None) -> list[Judgement]:
+        """Every judgement in the order they came, or those of `only` one item; those that were taken back too."""
         with self.snapshot():
             places: dict[int, list[sqlite3.Row]] = {}
-            for row in self.db.execute("SELECT * FROM places ORDER BY judgement, shown"):
+            one, given = ("", ()) if only is None else ("WHERE item = ?", (only,))
+            for row in self.db.execute(f"SELECT * FROM places {one} ORDER BY judgement, shown", given):
                 places.setdefault(row["judgement"], []).append(row)
-            rows = self.db.execute("SELECT * FROM judgements ORDER BY id").fetchall()
+            rows = self.db.execute(f"SELECT * FROM judgements {one} ORDER BY id", given).fetchall()
         names = ("item", "annotator", "outcome", "better", "milliseconds", "added", "undone", "id")
         return [
             Judgement(

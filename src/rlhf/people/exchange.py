@@ -17,7 +17,7 @@ from typing import Any
 from rlhf.config import Splits, compose_config, to_stage
 from rlhf.data import columns, contract
 from rlhf.errors import DataError
-from rlhf.feedback.schema import Item, Judgement, Reply
+from rlhf.feedback.schema import OUTCOMES, Item, Judgement, Reply
 from rlhf.feedback.store import Store, dumped
 from rlhf.files import read_json, read_lines, write_json, write_lines
 
@@ -119,14 +119,22 @@ WRITERS: dict[str, Callable[[Item, Sequence[Judgement], Counter[str]], Iterator[
 }
 
 
-def taken_in(store: Store, path: Path, form: str) -> tuple[int, Counter[str]]:
-    """Puts the judgements of a file into the store, all or none; returns how many, and what was left out, by reason.
+def read(path: Path, form: str) -> list[Word]:
+    """What a file says, before there is a store to put it in.
+
+    Raises:
+        DataError: no such file, or a row that is not of the format.
+    """
+    return list(READERS[form](path))
+
+
+def taken_in(store: Store, words: Sequence[Word], name: str) -> tuple[int, Counter[str]]:
+    """Puts the judgements of the file `name` into the store, all or none; returns how many, and what was left out, by reason.
 
     Replies that the store has under their prompt keep their item, with where they come from; a person's second word on an item is left
     out, so that the same file adds nothing twice.
     """
     left: Counter[str] = Counter()
-    words = list(READERS[form](path))
     items = {(dumped(one.messages), frozenset(reply.text for reply in one.replies)): one for one in store.items()}
     done = {(one.item, one.annotator) for one in store.judgements() if one.undone is None}
     count = 0
@@ -137,10 +145,8 @@ def taken_in(store: Store, path: Path, form: str) -> tuple[int, Counter[str]]:
                 left[why] += 1
                 continue
             if key not in items:
-                collection = dumped({"file": path.name, "replies": sorted(key[1])})
-                made = store.add(
-                    word.messages, word.facts, collection, [Reply(text, path.name) for text in word.replies]
-                )
+                collection = dumped({"file": name, "replies": sorted(key[1])})
+                made = store.add(word.messages, word.facts, collection, [Reply(text, name) for text in word.replies])
                 (items[key],) = store.items(made)
             ids = {reply.text: reply.id for reply in items[key].replies}
             if (items[key].id, word.annotator) in done:
@@ -162,6 +168,10 @@ def _read_rankings(path: Path) -> Iterator[Word]:
             outcome, who = row.get("outcome") or "ranked", row.get("annotator") or path.stem
             if len(ranks) != (len(replies) if outcome == "ranked" else 0):
                 raise ValueError(f"{len(ranks)} ranks for {len(replies)} replies")
+            if outcome not in OUTCOMES or not str(who).strip() or min(ranks, default=0) < 0:
+                raise ValueError(
+                    f"{who!r} can't have said {outcome!r} {ranks or ''}: {', '.join(OUTCOMES)}, ranks from 0"
+                )
             yield Word(_turns(row["prompt"]), replies, who, ranks, outcome, **with_words)
         except (KeyError, TypeError, ValueError) as error:
             raise _bad(f"{path}:{number}", error) from error
