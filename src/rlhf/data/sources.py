@@ -25,7 +25,7 @@ SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%
 GENERATOR = "generator:"
 
 # generator:<module>/<dataset>: rlhf.<module>.generator has a function of that name
-GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts")}
+GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts"), "support.feedback": ("thumbs",)}
 
 FORMATS = ("chat", "plain", "transcript", "tree")  # dataset.format
 
@@ -163,10 +163,12 @@ def fingerprint(dataset: Dataset) -> str:
     """Changes when the rows would: the bytes of local files, a generator's settings and code, a hub id with its revision."""
     digest = hashlib.sha256(f"{dataset.path}@{dataset.revision}/{dataset.subset}".encode())
     if dataset.path.startswith(GENERATOR):
-        module = importlib.import_module(f"rlhf.{_generator(dataset)[0]}")
+        names = _generator(dataset)[0].split(".")
         digest.update(json.dumps(dataset.options, sort_keys=True).encode())
-        for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
-            digest.update(source.read_bytes())
+        for depth in range(1, len(names) + 1):  # a generator below another reads it
+            module = importlib.import_module(".".join(["rlhf", *names[:depth]]))
+            for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
+                digest.update(source.read_bytes())
     elif is_local(dataset.path):
         for file in folders.files(Path(dataset.path).expanduser()):
             digest.update(file.name.encode())
