@@ -6,10 +6,10 @@ import pytest
 
 from rlhf.data import columns, contract
 from rlhf.data.prepare import prepare
-from rlhf.data.sources import open as open_rows
+from rlhf.data.rows import BadRow
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError
-from rlhf.output.console import _thumbs as told
+from rlhf.output.console import balance
 from rlhf.preflight.plan import count_rows
 from rlhf.support.feedback.generator import CURT, thumbs
 from tests.data.templates import templates, tokenizer_of
@@ -45,35 +45,36 @@ def renderer():
     return Renderer(tokenizer_of(*templates()["Yi"]), plain=False)
 
 
-LABELS = [(True, True), (False, False), (1, True), (0, False), (1.0, True), (0.0, False), ("1", True), ("0", False)]
-LABELS += [
-    ("+1", True),
-    (-1, False),
-    ("-1", False),
-    ("up", True),
-    ("Down", False),
-    ("TRUE", True),
-    ("👍", True),
-    ("👎", False),
+LABELS = [
+    {True: True, False: False, "TRUE": True, "up": True, "Down": False, "👍": True, "👎": False},
+    {1: True, 0: False, "1": True, "0": False, "1.0": True, "0.0": False},
+    {1: True, -1: False, "+1": True, "-1": False, "-1.0": False},
 ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-@pytest.mark.parametrize(("label", "liked"), LABELS)
-def test_every_label_that_people_write(stage, label, liked, suffix):
-    words, ((thumb,),) = given(stage([{**ROW, "label": label}], suffix=suffix))
-    assert (words, thumb.liked) == ("thumbs", liked)
-    assert (thumb.prompt.messages, thumb.reply) == ([ASK], [SAY])
+@pytest.mark.parametrize("labels", LABELS)
+def test_every_label_that_people_write(stage, labels, suffix):
+    words, found = given(stage([{**ROW, "label": label} for label in labels], suffix=suffix))
+    assert words == "thumbs" and [thumb.liked for (thumb,) in found] == list(labels.values())
+    assert all((thumb.prompt.messages, thumb.reply) == ([ASK], [SAY]) for (thumb,) in found)
 
 
-@pytest.mark.parametrize("label", [None, "", 2, 0.5, "good", [True], float("nan"), "1.5", "null"])
-def test_any_other_label_is_refused_with_its_line(stage, renderer, label):
-    rows = [{**ROW, "label": True}, {**ROW, "label": label}, {**ROW, "label": False}]
-    with pytest.raises(DataError) as caught:
-        prepare(stage(rows, "batch_size=2"), renderer, renderer)
-    said = str(caught.value)
-    assert "rows.jsonl:2: label must be true or false, found " in said and "allowed: true, 1, +1, up" in said, said
-    assert "fix: mend the row, or dataset.bad_rows=drop" in said
+WRONG = [None, "", 2, 0.5, "good", [True], "1.5", "null"]
+
+
+def test_any_other_label_is_refused_with_its_line(stage, renderer):
+    settings = stage([{**ROW, "label": label} for label in (True, *WRONG)])
+    found = columns.read(settings.dataset, "train", "thumbs")
+    _, *rows = found.rows
+    for row, label in zip(rows, WRONG, strict=True):
+        with pytest.raises(BadRow, match="label must be true or false, found ") as caught:
+            list(contract.thumbs(found.dataset, row))
+        assert "allowed: true, 1, +1, up" in str(caught.value), label
+    with pytest.raises(DataError) as stopped:
+        prepare(settings, renderer, renderer)
+    assert "rows.jsonl:2: label must be true or false, found " in str(stopped.value)
+    assert str(stopped.value).endswith("fix: mend the row, or dataset.bad_rows=drop to leave such rows out")
 
 
 SHAPES = {
@@ -149,14 +150,15 @@ def test_the_ids_are_those_of_sft_and_dpo(stage, compose_stage, renderer):
     assert [len(row["labels"]) - row["labels"].count(-100) for row in told] == [
         len(row["completion_ids"]) for row in data.train
     ]
-    pairs = stage([{"prompt": "When?", "chosen": "At nine.", "rejected": "No."}], "method=dpo", "dataset=local_pairs")
-    (pair,) = prepare(pairs, renderer, renderer).train
+    pairs = stage([{"prompt": "When?", "chosen": "At nine.", "rejected": "No."}]).dataset.path  # in the same file
+    dpo = compose_stage("method=dpo", "model=smollm2_135m", "dataset=local_pairs", f"dataset.path={pairs}")
+    (pair,) = prepare(dpo, renderer, renderer).train
     assert [pair["prompt_ids"] + pair[f"{side}_ids"] for side in ("chosen", "rejected")] == [up, down]
     assert [row["label"] for row in data.train] == [True, False]
     assert data.ledger["train"]["thumbs"] == {"up": 1, "down": 1} and data.shown.endswith("«")
 
 
-def test_what_a_tool_said_is_not_learned_and_a_long_reply_is_left_out(stage, renderer):
+def test_a_completion_is_judged_as_a_whole_and_a_long_one_is_left_out(stage, renderer):
     tool = [{"role": "assistant", "content": "Let me see."}, {"role": "tool", "content": "9:00"}, SAY]
     found = columns.read(stage([{"prompt": [ASK], "completion": tool, "label": True}]).dataset, "train", "thumbs")
     (row,) = found.rows
@@ -179,28 +181,20 @@ def test_what_a_tool_said_is_not_learned_and_a_long_reply_is_left_out(stage, ren
     ],
 )
 def test_the_header_says_the_weight_that_balances(stage, capsys, up, down, settings, said):
-    told(stage([{**ROW, "label": True}], *settings), up, down)
+    balance(stage([{**ROW, "label": True}], *settings), up, down)
     shown = capsys.readouterr().out
     assert f"thumbs   {up} up" in shown and f"{down} down" in shown
     assert ("warning" in shown) == (said is not None) and (said or "") in shown
 
 
 def test_generated_thumbs_ask_nothing_twice_and_err_as_often_as_they_say():
-    rows = thumbs(3000, seed=0)
-    assert len({row["prompt"] for row in rows}) == 3000
+    rows = thumbs(1000, seed=0)
+    assert len({row["prompt"] for row in rows}) == 1000
     wrong = [row["label"] != (row["true_score"] > CURT) for row in rows]
-    assert abs(sum(wrong) / 3000 - 0.3) < 0.03  # more than three standard deviations
-    assert not any(row["label"] != (row["true_score"] > CURT) for row in thumbs(300, seed=0, noise=0.0))
-    assert rows == thumbs(3000, seed=0) != thumbs(3000, seed=1)
+    assert abs(sum(wrong) / 1000 - 0.3) < 0.045  # more than three standard deviations
+    assert not any(row["label"] != (row["true_score"] > CURT) for row in thumbs(100, seed=0, noise=0.0))
+    assert rows == thumbs(1000, seed=0) != thumbs(1000, seed=1)
     assert not {row["prompt"] for row in thumbs(200, seed=0, held_out=True)} & {row["prompt"] for row in rows}
     for noise in (-0.1, 0.6):
         with pytest.raises(ValueError, match="is not a rate of wrong thumbs"):
             thumbs(10, seed=0, noise=noise)
-
-
-def test_a_misspelt_generator_is_told(compose_stage):
-    from rlhf.errors import ConfigError
-
-    dataset = compose_stage("dataset=support_thumbs", "method=kto", "dataset.path=generator:support/thumbs").dataset
-    with pytest.raises(ConfigError, match="did you mean support.feedback/thumbs"):
-        open_rows(dataset, "train")

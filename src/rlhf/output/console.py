@@ -39,7 +39,7 @@ def header(stage: Stage, data: Any) -> None:
         if role == "train":
             print(f"read as  {ledger['read_as']}" + (", tokenized before" if ledger.get("cached") else ""))
             if "thumbs" in ledger:
-                _thumbs(stage, **ledger["thumbs"])
+                balance(stage, **ledger["thumbs"])
     for role, ledger in data.ledger.items():
         if ledger.get("in_train"):
             print(f"warning  {ledger['in_train']} of {ledger['kept']} rows of {role} ask what rows of train ask")
@@ -48,7 +48,7 @@ def header(stage: Stage, data: Any) -> None:
     print(textwrap.fill(f"a row    {shown!r}", _width(), subsequent_indent=" " * 9), flush=True)
 
 
-def _thumbs(stage: Stage, up: int, down: int) -> None:
+def balance(stage: Stage, up: int, down: int) -> None:
     """How many thumbs there are of each kind, and the weight to give where one counts for more (arXiv:2402.01306, equation 8)."""
     names = ("desirable_weight", "undesirable_weight")
     for_up, for_down = (1.0 if (given := stage.method.args.get(name)) is None else float(given) for name in names)
