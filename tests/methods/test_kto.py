@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -94,11 +95,11 @@ def test_the_loss_is_that_of_the_page(build):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["batch_size=1"], "fix: batch_size=2 hardware.micro_batch_size=32"),
+        (["batch_size=1"], "fix: batch_size=2 hardware.micro_batch_size="),
         (["hardware.micro_batch_size=1"], "leave a forward pass one row"),
         (["method.args.desirable_weight=0"], "must be above 0"),
         (["method.args.undesirable_weight=-1"], "must be above 0"),
-        (["method.args.beta=.nan"], "finite"),
+        (["method.args.beta=nan"], "finite"),
         (["method.learn=all"], "method.learn=all is about method=sft, not kto"),
         (["method.kwise=true"], "is about method=reward, not kto"),
         (["dataset.long_rows=truncate"], "would cut"),
@@ -130,12 +131,13 @@ def test_the_plan_borrows_from_dpo():
 
 
 @pytest.mark.slow
-def test_a_run_logs_what_its_row_says(chain, door):
-    given = [*KTO, *TINY, "run.recipe=support", "run.stage=kto", f"run.root={chain}", "logging.steps=1"]
-    given += ["method.args.learning_rate=1e-3", "batch_size=8", "hardware.micro_batch_size=8"]
-    done = door("train.py", *given)
+def test_a_run_logs_what_its_row_says(chain, door, tmp_path):
+    shutil.copytree(chain, tmp_path / "runs", ignore=shutil.ignore_patterns("checkpoint-*"))
+    given = [*KTO, *TINY, "run.recipe=support", "run.stage=kto", f"run.root={tmp_path}/runs", "logging.steps=1"]
+    given += ["batch_size=8", "hardware.micro_batch_size=8", "dataset.options.train=32", "dataset.options.held_out=32"]
+    done = door("train.py", *given, "debug.rows=32")
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = chain / "support/kto"
+    folder = tmp_path / "runs/support/kto"
     results = json.loads((folder / "results.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert METHODS["kto"].metrics - set(results).union(*lines) == set()

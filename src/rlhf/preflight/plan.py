@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import GB, Dataset, Stage, compose_config, needs, split_batch, to_stage
-from rlhf.data import columns, folders, sources, store
+from rlhf.data import columns, contract, folders, sources, store
 from rlhf.data.rows import BadRow, Row, cut
 from rlhf.errors import ConfigError
 from rlhf.methods import METHODS, Method
@@ -94,7 +94,7 @@ def _count(stage: Stage, part: sources.Part) -> int | None:
 
 def _made(dataset: Dataset, row: Row, kind: str) -> int:
     try:
-        return len(columns.MAKE[kind](dataset, row))
+        return len(list((contract.pairs if kind == "pairs" else contract.thumbs)(dataset, row)))
     except BadRow:  # reading for training tells what is wrong with it
         return 0
 
