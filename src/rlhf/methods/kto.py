@@ -19,7 +19,8 @@ from rlhf.models.base import load_base
 class TokenizedKTOTrainer(KTOTrainer):
     """TRL's trainer on rows that are tokenized already: the same ids as SFT and DPO see, in an order drawn from the seed.
 
-    TRL takes rows as they stand, so that each forward pass holds known neighbours: a reply stands after the prompt of the next.
+    TRL 1.12 takes rows as they stand, in each pass over them, for a reply to be read after the prompt of its known neighbour too. Pairs
+    that it takes apart are a thousand thumbs up and then a thousand down, and a last row alone is its own neighbour.
     """
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
