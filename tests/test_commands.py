@@ -22,7 +22,7 @@ from rlhf.runs.pipeline import Pipeline
 from tests.helpers import door_module
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "recipes").rglob("README.md"))]
-STAGES = ["base", "sft", "reward", "judge", "dpo", "ppo"]
+STAGES = ["base", "sft", "reward", "judge", "reward-feedback", "dpo", "ppo"]
 DOOR = re.compile(r"(?:python|accelerate launch [^`]*?) src/\w+\.py")
 COMMAND = re.compile(rf"{DOOR.pattern}|make [a-z]+")
 PLACEHOLDERS = {"<name>": "support", "<recipe>/<stage>": "support/dpo", "=N": "=1"}
@@ -72,6 +72,8 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
+    elif name in ("collect", "feedback"):
+        module.check(own)
     elif name == "export":
         stage = to_stage(compose_config([f"recipes={own.run}"]))
         assert METHODS[stage.method.name].leaves == "policy" or "gguf" not in own.to
@@ -155,6 +157,8 @@ def test_a_block_that_writes_a_folder_twice_is_found():
         "python src/compare.py recipe=support root=x",
         "python src/evaluate.py run=support/dpo task=[mmlu]",
         "python src/export.py run=support/dpo to=[onnx]",
+        "python src/collect.py run=support/sft choose=unsure",
+        "python src/feedback.py recipe=support labels=400",
         "python src/pipeline.py recipe=support stages=[dppo]",
         "python src/train.py --recipe support/dpo",
     ],

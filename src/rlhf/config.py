@@ -414,12 +414,15 @@ def _moved(stage: Stage, folder: Path) -> Stage:
     def here(path: Any) -> Any:
         if isinstance(path, list):
             return [here(one) for one in path]
+        if isinstance(path, dict):
+            return {key: here(one) for key, one in path.items()}
         return (
             f"{stage.run.root}/{path.removeprefix(then)}" if isinstance(path, str) and path.startswith(then) else path
         )
 
     stage.model.path, stage.method.start_from = here(stage.model.path), here(stage.method.start_from)
     stage.method.reward_model = here(stage.method.reward_model)
+    stage.dataset.path, stage.dataset.mixture = here(stage.dataset.path), here(stage.dataset.mixture)
     judge, colon, path = str(stage.evaluation.gold or "").partition(":")
     stage.evaluation.gold = f"{judge}:{here(path)}" if colon else stage.evaluation.gold
     return stage

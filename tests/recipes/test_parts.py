@@ -154,3 +154,5 @@ def test_policies_that_were_asked_other_prompts_stand_apart():
     samples = {name: [{"prompt": prompt} for prompt in prompts] for name, prompts in asked.items()}
     kept, apart = comparable(samples)
     assert list(kept) == ["dpo", "ppo"] and apart == ["sft"]
+    samples["sft"] = [{"prompt": "c"}, {"prompt": "a"}]
+    assert comparable(samples) == ({name: [{"prompt": "c"}] for name in asked}, [])

@@ -58,7 +58,8 @@ def fairness(comparison: Comparison, trials: Sequence[Trial]) -> dict[str, list[
     shared = {}
     for name in comparison.shared:
         ids = sorted({record.read_run(trial.path)["inputs"].get(f"stage:{name}", "-") for trial in trials})
-        shared[f"weights of {name}"] = f"run {', '.join(ids)}"
+        if ids != ["-"]:  # as those of a judge, whom no arm reads
+            shared[f"weights of {name}"] = f"run {', '.join(ids)}"
     shared["base"] = f"{dpo.model.path}, {dpo.quantization.name}"
     shared["reference"] = "the SFT weights, frozen"
     shared["KL"] = "log pi/ref summed over a reply, on the policy's own samples, fp32, temperature 1"

@@ -94,7 +94,10 @@ def _name(dataset: Dataset, role: str) -> str:
 def _cell(row: Row, column: str | None) -> Any:
     if column not in row.values:
         raise BadRow("no such column", f"{column} is not there, only {', '.join(map(str, row.values)) or 'nothing'}")
-    return turns.unfolded(row.values[column]) if row.flat else row.values[column]
+    value = row.values[column]
+    if isinstance(value, BadRow):  # the row has no such thing, and says why
+        raise value
+    return turns.unfolded(value) if row.flat else value
 
 
 def dialogue(dataset: Dataset, row: Row) -> Dialogue:
@@ -192,7 +195,12 @@ def prompt(dataset: Dataset, row: Row) -> Dialogue:
 def reference(dataset: Dataset, row: Row) -> str:
     """The reply that a row itself gives to its prompt, for rewards that compare with it; empty where it has none."""
     columns = dataset.columns
-    if {"prompt", "completion"} <= set(columns) and columns["completion"] in row.values:
+    told = row.values.get(_name(dataset, "completion"))
+    if (
+        {"prompt", "completion"} <= set(columns)
+        and columns["completion"] in row.values
+        and not isinstance(told, BadRow)
+    ):
         return _reply(dataset, row, "completion")[-1]["content"]
     if "messages" in columns and "prompt" not in columns:
         return _messages(dataset, row, "messages")[-1]["content"]

@@ -15,9 +15,12 @@ from typing import Any
 from rlhf.config import MIXTURE, Dataset, Splits, checked
 from rlhf.data import folders
 from rlhf.data.formats import SUFFIXES
+from rlhf.data.judged import Judged
 from rlhf.data.rows import BadRow, Row, Rows, Sliced, Weighted
 from rlhf.data.trees import rankings
 from rlhf.errors import ConfigError, DataError, Refusal, nearest
+from rlhf.feedback.rankings import digest as feedback
+from rlhf.feedback.store import FILE, Store
 
 __all__ = ["SUFFIXES", "BadRow", "Part", "Row", "Rows", "fingerprint", "is_hub", "is_local", "open", "parts", "read"]
 
@@ -51,6 +54,8 @@ def open(dataset: Dataset, split: str) -> Rows:
     elif dataset.path == MIXTURE:
         why = "the parts of dataset.mixture are read one by one, which is not done here"
         raise Refusal("dataset.path", dataset.path, why, fix="a path, and dataset.mixture=null")
+    elif is_store(dataset.path):
+        rows = Judged(dataset, name)
     elif is_local(dataset.path):
         rows = folders.open_path(dataset, name)
     else:
@@ -80,6 +85,11 @@ def is_local(path: str) -> bool:
     if path.startswith((".", "/", "~")) or place.exists() or path.lower().endswith(SUFFIXES) or "://" in path:
         return True
     return path.count("/") > 1 or ("/" in path and place.parent.is_dir())
+
+
+def is_store(path: str) -> bool:
+    """Whether a path is that of a store of feedback, there or not."""
+    return path.endswith(Path(FILE).suffix)
 
 
 def is_hub(path: str) -> bool:
@@ -160,8 +170,10 @@ def _part(dataset: Dataset, number: int, said: dict[str, Any]) -> tuple[Dataset,
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Changes when the rows would: the bytes of local files, a generator's settings and code, a hub id with its revision."""
-    digest = hashlib.sha256(f"{dataset.path}@{dataset.revision}/{dataset.subset}".encode())
+    """Changes when the rows would: the bytes of local files, a generator's settings and code, a hub id with its revision, what people
+    said in a store of feedback."""
+    place = FILE if is_store(dataset.path) else dataset.path
+    digest = hashlib.sha256(f"{place}@{dataset.revision}/{dataset.subset}".encode())
     if dataset.path.startswith(GENERATOR):
         names = _generator(dataset)[0].split(".")
         digest.update(json.dumps(dataset.options, sort_keys=True).encode())
@@ -169,6 +181,10 @@ def fingerprint(dataset: Dataset) -> str:
             module = importlib.import_module(".".join(["rlhf", *names[:depth]]))
             for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
                 digest.update(source.read_bytes())
+    elif is_store(dataset.path):
+        if Path(dataset.path).is_file():
+            with Store(dataset.path, write=False) as store:
+                digest.update(f"{dataset.options}{feedback(store)}".encode())
     elif is_local(dataset.path):
         for file in folders.files(Path(dataset.path).expanduser()):
             digest.update(file.name.encode())

@@ -94,14 +94,17 @@ def into_readme(readme: Path, folder: Path, table: str) -> None:
 
 
 def comparable(samples: dict[str, list[Sample]]) -> tuple[dict[str, list[Sample]], list[str]]:
-    """The policies that were asked the same prompts, as many as there are, and the names of the others.
+    """The policies that were asked the same prompts, as many as there are, and the names of the others; of a policy that was asked
+    more after them, the first so many replies.
 
     Stages of one recipe may use datasets with other test prompts: only replies to the same ones can be compared.
     """
-    groups: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
-    for name, rows in samples.items():
-        groups.setdefault(tuple(s["prompt"] for s in rows), {})[name] = rows
-    kept = max(reversed(groups.values()), key=len)
+    prompts = {name: [s["prompt"] for s in rows] for name, rows in samples.items()}
+    groups = [
+        {name: samples[name][: len(asked)] for name, own in prompts.items() if own[: len(asked)] == asked}
+        for asked in prompts.values()
+    ]
+    kept = max(reversed(groups), key=len)
     return kept, [name for name in samples if name not in kept]
 
 

@@ -53,13 +53,15 @@ def _settings(stage: Stage) -> dict[str, Any]:
     settings["model"]["path"] = _portable(stage, stage.model.path)
     # only plan.py reads these, so no run goes stale with them
     del settings["model"]["shape"], settings["dataset"]["rows"], settings["dataset"]["streaming"]
+    for key in ("path", "mixture"):
+        settings["dataset"][key] = _portable(stage, settings["dataset"][key])
     if stage.dataset.mixture is None:  # nor with keys that older runs did not have
         del settings["dataset"]["mixture"]
     if stage.debug.reply_tokens is None:
         del settings["debug"]["reply_tokens"]
     del settings["evaluation"]["gold"]  # reports ask, the stage doesn't
     settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
-    settings["method"] |= {"reward_model": [_portable(stage, path) for path in stage.method.reward_models]}
+    settings["method"] |= {"reward_model": _portable(stage, stage.method.reward_models)}
     return settings
 
 
@@ -68,10 +70,15 @@ def _weights(stage: Stage) -> tuple[str | None, ...]:
     return (stage.model.path, stage.method.start_from, *stage.method.reward_models)
 
 
-def _portable(stage: Stage, path: str | None) -> str | None:
-    """A path inside this recipe's runs without where the runs are, so that moving them keeps them up to date."""
+def _portable(stage: Stage, path: Any) -> Any:
+    """A path inside this recipe's runs without where the runs are, so that moving them keeps them up to date; of a list or a mapping
+    each of them."""
+    if isinstance(path, list):
+        return [_portable(stage, one) for one in path]
+    if isinstance(path, dict):
+        return {key: _portable(stage, one) for key, one in path.items()}
     root = f"{stage.run.root}/{stage.run.recipe}/"
-    return path.removeprefix(root) if path is not None else None
+    return path.removeprefix(root) if isinstance(path, str) else path
 
 
 def read_run(folder: Path) -> dict[str, Any]:
