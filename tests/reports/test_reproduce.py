@@ -198,5 +198,5 @@ def tables(page):
 def test_stages_run_after_those_they_need_and_otherwise_in_the_order_of_their_methods():
     assert Pipeline("support", []).order == ["base", "sft", "reward", "dpo", "ppo"]
     assert Pipeline("zephyr-7b", []).order == ["sft", "reward", "dpo", "ppo"]
-    with pytest.raises(ConfigError, match="method.name=pp is not one of sft, reward, dpo, ppo; did you mean ppo"):
+    with pytest.raises(ConfigError, match="method.name=pp is not one of sft, reward, dpo, kto, ppo; did you mean ppo"):
         Pipeline("support", ["ppo.method.name=pp"])

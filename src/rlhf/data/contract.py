@@ -67,11 +67,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Thumb:
-    """A reply to a prompt, and whether people liked it. It may have several turns, the last of them an assistant's."""
+    """A reply to a prompt, and whether people liked it. It may have several turns, the last of them an assistant's. `ranked` tells
+    whether that follows from a comparison with others."""
 
     prompt: Dialogue
     reply: Messages
     liked: bool
+    ranked: bool = False
 
 
 def form_of(columns: Mapping[str, str | None], kind: str) -> tuple[str, ...] | None:
@@ -155,9 +157,10 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
 
 def thumbs(dataset: Dataset, row: Row) -> Iterator[Thumb]:
     """The thumbs in a row (for kto): its own; up for chosen and down for rejected; or one for each reply of a ranking, up where it wins
-    more comparisons than it loses, down where it loses more, none where it wins as many."""
+    more comparisons than it loses, down where it loses more, none where it wins as many. A row of feedback may have both."""
     form, columns = _mapped(dataset, "thumbs"), dataset.columns
-    if "label" in form:
+    none = {role for role in ("label", "ranking") if isinstance(row.values.get(_name(dataset, role)), BadRow)}
+    if "label" in form and not ("label" in none and "ranking" in columns):
         liked = _thumb(_cell(row, columns["label"]), str(columns["label"]))
         whole = _given(dataset, row, _demonstrated(dataset, row, form), ("assistant",))
         asks = ("user", "tool") if "messages" in form else ("user",)  # a completion is liked as a whole
@@ -165,7 +168,8 @@ def thumbs(dataset: Dataset, row: Row) -> Iterator[Thumb]:
         if not asked:
             raise BadRow("no prompt", "no turn of a user; a prompt and a reply are needed")
         yield Thumb(replace(whole, messages=whole.messages[:asked]), whole.messages[asked:], liked)
-        return
+        if "ranking" in none or "ranking" not in columns:
+            return
     won: dict[str, int] = {}
     replies: dict[str, tuple[Dialogue, Messages]] = {}
     for pair in pairs(dataset, row):
@@ -174,7 +178,7 @@ def thumbs(dataset: Dataset, row: Row) -> Iterator[Thumb]:
             won[str(reply)] = won.get(str(reply), 0) + point
     for key, points in won.items():
         if points:
-            yield Thumb(*replies[key], points > 0)
+            yield Thumb(*replies[key], points > 0, ranked=True)
 
 
 def prompt(dataset: Dataset, row: Row) -> Dialogue:

@@ -318,7 +318,7 @@ def _thumbs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Itera
     """Each reply with its thumb, under the length rule of pairs; a reply is never cut."""
     found = 0
     for thumb in contract.thumbs(stage.dataset, row):
-        found += 1
+        found += thumb.ranked
         prompt, reply, learned = renderer.reply(thumb.prompt, thumb.reply)
         if not all(learned):
             raise _tool_turns(stage)
@@ -327,8 +327,9 @@ def _thumbs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Itera
             _too_long(stage.dataset, row, ledger, length)
             continue
         yield {"prompt_ids": prompt, "completion_ids": reply, "label": thumb.liked, "length": length}, length
-    if "ranking" in stage.dataset.columns:
-        ledger.ties += len(row.values[str(stage.dataset.columns["ranking"])]) - found
+    ranking = row.values.get(stage.dataset.columns.get("ranking") or "")
+    if not isinstance(ranking, BadRow | None):
+        ledger.ties += len(ranking) - found
 
 
 def _tool_turns(stage: Stage) -> BadRow:
