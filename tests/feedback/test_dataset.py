@@ -89,6 +89,10 @@ def test_kto_learns_every_thumb_and_what_rankings_say_of_a_reply(store, stage_of
     assert sum(map(sum, (data.train["label"], data.eval["label"]))) == 20 + 20 + 4
     assert told["train"]["thumbs"]["up"] == sum(data.train["label"]) and told["train"]["read_as"] == "thumbs"
 
+    alone = [f"dataset.columns.{role}=null" for role in ("ranking", "ranks")]
+    kept = prepared(stage_of("method=kto", *alone, "dataset.splits.test=null", "dataset.options.held_out=0.3")).ledger
+    assert sum(told["kept"] for told in kept.values()) == 40 + 4
+
     def dropped(*words):
         ledger = prepared(stage_of(*words, "dataset.splits.test=null", "dataset.options.held_out=0.3")).ledger
         return {

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import groupby
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def test_a_reply_stands_after_another_prompt_of_its_pass(build):
     again = list(build("batch_size=5", "hardware.micro_batch_size=5", "seed=1")[0].train_dataset)
     other = list(build("batch_size=5", "hardware.micro_batch_size=5", "seed=2")[0].train_dataset)
     assert again == rows and [row["prompt_ids"] for row in other] != [row["prompt_ids"] for row in rows]
+
+
+def test_pairs_are_trained_in_mixed_order(build):
+    """Where TRL trains all chosen replies of a thousand pairs before the first rejected one."""
+    trainer, data = build("dataset=support_rankings", "dataset.options.train=40", "debug.rows=40", "batch_size=8")
+    kinds = [bool(label) for batch in trainer.get_train_dataloader() for label in batch["label"]]
+    assert len(kinds) == len(data.train) > 80 and sum(kinds) == sum(data.train["label"])
+    assert max(len(list(same)) for _, same in groupby(kinds)) < 20, kinds
 
 
 def test_the_loss_is_that_of_the_page(build):
