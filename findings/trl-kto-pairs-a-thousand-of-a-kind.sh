@@ -23,16 +23,18 @@ raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
 raw.pre_tokenizer = pre_tokenizers.Whitespace()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>")
 rows = datasets.Dataset.from_dict({"prompt": ["a b "] * 1500, "chosen": ["a"] * 1500, "rejected": ["c"] * 1500})
-model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
-args = KTOConfig("out", per_device_train_batch_size=4, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True)
-trainer = KTOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
+LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained("base")
+def built(**options):
+    args = KTOConfig("out", per_device_train_batch_size=4, report_to="none", use_cpu=True, bf16=False, **options)
+    return KTOTrainer("base", args=args, train_dataset=rows, processing_class=tokenizer)
+trainer = built()
 batches = [[bool(label) for label in batch["label"]] for batch in trainer.get_train_dataloader()]
 runs = [(kind, len(list(same))) for kind, same in groupby(label for batch in batches for label in batch)]
 print("thumbs in the order of training:", ", ".join(f"{count} {'up' if kind else 'down'}" for kind, count in runs))
 assert runs == [(True, 1000), (False, 1000), (True, 500), (False, 500)], "pairs are trained in another order now"
 assert not [batch for batch in batches if len(set(batch)) > 1], "a batch holds both kinds now"
 try:
-    KTOTrainer(model, args=KTOConfig("out", report_to="none", use_cpu=True, bf16=False, train_sampling_strategy="random"), train_dataset=rows, processing_class=tokenizer)
+    built(train_sampling_strategy="random")
 except ValueError as error:
     print("random:", str(error)[:120])
 else:

@@ -23,7 +23,7 @@ class TokenizedKTOTrainer(KTOTrainer):
     that it takes apart are a thousand thumbs up and then a thousand down, and a last row alone is its own neighbour.
     """
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+    def _prepare_dataset(self, dataset: Any, processing_class, args, dataset_name):
         dataset = dataset.shuffle(seed=args.seed)  # both replies of a pair have one prompt, and nothing is mismatched
         if not self.calculate_KL:
             return dataset
