@@ -21,6 +21,8 @@ from rlhf.models.base import quantization_config
 from rlhf.preflight.settings import check_machine, check_settings
 from tests.doors import HEAVY, imported
 
+DATA = {"pairs": "support_rankings", "prompts": "support_prompts", "thumbs": "support_thumbs"}
+DATA |= {"demonstrations": "support_demonstrations"}
 STAGES = ["base", "sft", "reward", "judge", "dpo", "ppo"]
 
 
@@ -48,6 +50,7 @@ def _company(group: str, option: str) -> list[str]:
         return ["hardware=gpu_24gb"]
     if group == "dataset":
         kinds = {
+            "label": "kto",
             "ranking": "dpo",
             "chosen": "dpo",
             "prompt": "ppo",
@@ -59,7 +62,7 @@ def _company(group: str, option: str) -> list[str]:
             r"(\w+):", (REPO / f"conf/dataset/{option}.yaml").read_text().partition("columns: {")[2].split("}")[0]
         )
         method = next(
-            kinds[c] for c in ("ranking", "chosen", "completion", "messages", "text", "prompt") if c in columns
+            kinds[c] for c in ("label", "ranking", "chosen", "completion", "messages", "text", "prompt") if c in columns
         )
         more = ["method.args.response_length=16"] if method == "ppo" else []
         return [f"method={method}", *more, *(["dataset.path=my.jsonl"] if option.startswith("local_") else [])]
@@ -187,12 +190,9 @@ def test_a_typo_is_refused_with_the_nearest(door, overrides, message):
         ("per_device_train_batch_size", "it follows from batch_size"),
     ],
 )
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_trl_fields_are_checked_against_the_installed_class(compose_stage, method, key, message):
-    data = {"reward": "support_rankings", "dpo": "support_rankings", "ppo": "support_prompts"}.get(
-        method, "support_demonstrations"
-    )
-    stage = compose_stage(f"method={method}", f"dataset={data}", f"method.args.{key}=0.1")
+    stage = compose_stage(f"method={method}", f"dataset={DATA[METHODS[method].rows]}", f"method.args.{key}=0.1")
     with pytest.raises(ConfigError, match=message):
         training_arguments(stage)
 
@@ -206,9 +206,7 @@ def test_a_wrong_type_is_refused_and_all_problems_are_told_at_once(compose_stage
 
 @pytest.mark.parametrize("method", METHODS)
 def test_null_is_the_default_of_a_field_that_cannot_be_null(compose_stage, method):
-    data = {"pairs": "support_rankings", "prompts": "support_prompts"}.get(
-        METHODS[method].rows, "support_demonstrations"
-    )
+    data = DATA[METHODS[method].rows]
     kind = config_class(method)
     hints = typing.get_type_hints(kind)
     names = [
@@ -426,6 +424,7 @@ OWN = {
     "sft": "packing=true",
     "reward": "center_rewards_coefficient=0.1",
     "dpo": "label_smoothing=0.1",
+    "kto": "desirable_weight=1.1",
     "ppo": "kl_coef=0.1",
 }
 
@@ -433,7 +432,8 @@ OWN = {
 @pytest.mark.parametrize("method", OWN)
 def test_a_method_takes_the_settings_of_its_own_trainer(compose_stage, method):
     for owner, setting in OWN.items():
-        stage = compose_stage(f"recipes=support/{method}", f"method.args.{setting}")
+        recipe = "support-thumbs" if method == "kto" else "support"
+        stage = compose_stage(f"recipes={recipe}/{method}", f"method.args.{setting}")
         if owner == method:
             key, _, value = setting.partition("=")
             assert str(getattr(training_arguments(stage), key)).lower() == value

@@ -147,7 +147,7 @@ def elsewhere(tmp_path_factory):
         ("train.py model=qwen", "model=qwen: no such option; did you mean qwen3_8b, qwen3_0.6b, qwen2.5_0.5b"),
         ("train.py model=llama", "did you mean llama_7b, llama3.1_8b, llama3.2_1b"),
         ("train.py dataset=ultra", "did you mean ultrachat, ultrafeedback, ultrafeedback_trl"),
-        ("train.py method=orpo", "allowed: dpo, ppo, reward, sft"),
+        ("train.py method=orpo", "allowed: dpo, kto, ppo, reward, sft"),
         ("train.py --experimental-rerun job.pickle", "loads a pickle"),
         ("plan.py", "recipe is missing\n  python src/plan.py recipe=<recipe>/<stage>"),
         ("plan.py recipe=support", "a stage is missing"),

@@ -38,26 +38,32 @@ SHAPES = {
         [{"question": "p", "passage": "c", "answer": "a"}],
         "sft ppo",
     ),
+    "thumbs": (
+        "chat",
+        {"prompt": "question", "completion": "answer", "label": "liked"},
+        [{"question": "p", "answer": "a", "liked": True}],
+        "sft kto ppo",
+    ),
     "pairs": (
         "chat",
         {"prompt": "question", "chosen": "better", "rejected": "worse"},
         [{"question": "p", "better": "good", "worse": "bad"}],
-        "reward dpo ppo",
+        "reward dpo kto ppo",
     ),
-    "whole pairs": ("chat", {"chosen": "chosen", "rejected": "rejected"}, [WHOLE], "reward dpo ppo"),
+    "whole pairs": ("chat", {"chosen": "chosen", "rejected": "rejected"}, [WHOLE], "reward dpo kto ppo"),
     "ranking": (
         "plain",
         {"prompt": "question", "ranking": "replies", "ranks": "places", "truth": "scores"},
         [{"question": "p", "replies": ["a", "b"], "places": [0, 1], "scores": [1.0, 0.0]}],
-        "reward dpo ppo",
+        "reward dpo kto ppo",
     ),
     "text": ("plain", {"text": "body", "prompt": "opening"}, [{"body": "a text", "opening": "a"}], "sft ppo"),
     "transcript": ("transcript", {"messages": "talk"}, [{"talk": "Q: p A: a"}], "sft ppo"),
-    "transcripts": ("transcript", {"chosen": "chosen", "rejected": "rejected"}, [TALK], "reward dpo ppo"),
-    "tree": ("tree", {"prompt": "prompt", "ranking": "replies", "ranks": "ranks"}, TREE, "reward dpo ppo"),
+    "transcripts": ("transcript", {"chosen": "chosen", "rejected": "rejected"}, [TALK], "reward dpo kto ppo"),
+    "tree": ("tree", {"prompt": "prompt", "ranking": "replies", "ranks": "ranks"}, TREE, "reward dpo kto ppo"),
 }
-GENERATED = {"demonstrations": "sft ppo", "rankings": "reward dpo ppo", "prompts": "ppo", "text": "sft"}
-METHODS = ("sft", "reward", "dpo", "ppo")
+GENERATED = {"demonstrations": "sft ppo", "rankings": "reward dpo kto ppo", "prompts": "ppo", "text": "sft"}
+METHODS = ("sft", "reward", "dpo", "kto", "ppo")
 
 
 class Unread(Renderer):
@@ -130,8 +136,8 @@ def test_every_mapped_column_is_held_against_the_columns_there_are(refused, tmp_
             assert f"; did you mean {columns[role]}" in said and "\n  allowed: " in said
             visited[method, role] += 1
     roles = {role for _, columns, _, _ in SHAPES.values() for role in columns}
-    assert len(roles) == 10 and set(visited) == set(product(METHODS, roles))
-    assert sum(visited.values()) == 4 * (3 * 18 + 2 * 3) + 4 + 12 + 1 + 2
+    assert len(roles) == 11 and set(visited) == set(product(METHODS, roles))
+    assert sum(visited.values()) == 5 * (3 * 21 + 2 * 3) + 4 + 16 + 1 + 2
 
 
 def test_a_column_that_this_method_does_not_read_must_be_there_too(refused, tmp_path):

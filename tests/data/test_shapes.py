@@ -316,7 +316,7 @@ def test_own_names_beside_a_preset(compose_stage, tmp_path):
 # what no setting reads is refused with the right fix
 REFUSED = {
     "texts": ("demonstrations", {"text": "a"}, "fix: dataset.format=plain +dataset.columns.text=text"),
-    "thumbs": ("pairs", {"prompt": "a", "completion": "b", "label": True}, "fix: method=sft"),
+    "thumbs": ("pairs", {"prompt": "a", "completion": "b", "label": True}, "fix: method=kto"),
     "steps": (
         "pairs",
         {"prompt": "a", "completions": ["b", "c"], "labels": [True, False]},

@@ -46,7 +46,7 @@ CASES = {
     "assistant first": Dialogue([turn("assistant", "Welcome aboard!"), *ONE]),
     "empty system": Dialogue([turn("system", ""), *TWO]),
 }
-METHODS = ("sft", "reward", "dpo", "ppo")
+METHODS = ("sft", "reward", "dpo", "kto", "ppo")
 
 
 def said(message):

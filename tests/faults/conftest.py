@@ -14,7 +14,7 @@ from tests.faults.tiny import STAGES, settings
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, door: Any) -> Path:
-    """`runs/` of the five stages, unbroken; made once for all workers."""
+    """`runs/` of the six stages, unbroken; made once for all workers."""
     root = tmp_path_factory.getbasetemp()
     root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tiny/runs"
     root.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from tests.faults.tiny import METHODS, left, settings
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("method", "starters"), list(zip(METHODS, (2, 3, 4, 5), strict=True)))
+@pytest.mark.parametrize(("method", "starters"), list(zip(METHODS, (2, 3, 4, 2, 5), strict=True)))
 def test_of_several_starters_one_writes(whole, below, door, tmp_path, seen, method, starters):
     root = below(method)
     started = []

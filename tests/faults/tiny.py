@@ -1,10 +1,10 @@
-"""A tiny recipe of five stages, and what a run leaves that must not depend on what struck it."""
+"""A tiny recipe of six stages, and what a run leaves that must not depend on what struck it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-STAGES = ("base", "sft", "reward", "dpo", "ppo")
+STAGES = ("base", "sft", "reward", "dpo", "kto", "ppo")
 METHODS = STAGES[1:]
 ROWS = ("dataset.options.train=16", "dataset.options.held_out=4", "dataset.options.evaluation=4")
 SIZES = ("hidden_size=32", "intermediate_size=32", "num_attention_heads=4", "num_key_value_heads=4")
@@ -12,11 +12,14 @@ TINY = ("debug=smoke", "debug.max_steps=4", "method.args.save_steps=2", "batch_s
 TINY += ("evaluation.prompts=2", "evaluation.max_new_tokens=4", *ROWS)
 SMALL = tuple(f"base.model.init.{size}" for size in SIZES)  # as src/pipeline.py is told
 MORE = {"base": tuple(word.removeprefix("base.") for word in SMALL), "ppo": ("method.args.response_length=4",)}
+OTHER = {
+    "kto": ("method=kto", "dataset=support_thumbs", "run.recipe=support", "run.stage=kto")
+}  # in no file of the recipe
 VARYING = ("time", "seconds", "runtime", "per_second", "memory")  # parts of the names of what no two runs share
 
 
 def settings(name: str, root: Path) -> list[str]:
-    return [f"recipe=support/{name}", *TINY, *MORE.get(name, ()), f"run.root={root}"]
+    return [*OTHER.get(name, (f"recipe=support/{name}",)), *TINY, *MORE.get(name, ()), f"run.root={root}"]
 
 
 def left(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`dataset=feedback`: what people said as rankings, pairs and demonstrations, and a ledger of what became of every judgement."""
+"""`dataset=feedback`: what people said as rankings, pairs, thumbs and demonstrations, and a ledger of what became of every word."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from rlhf.data import columns, sources
 from rlhf.data.prepare import prepare
 from rlhf.data.tokens import Renderer
 from rlhf.errors import DataError, Refusal
-from rlhf.feedback.rankings import accord, agreement, mean_ranks, said
+from rlhf.feedback.rankings import accord, agreement, mean_ranks, said, thumbed
 from rlhf.feedback.schema import Judgement, Reply
 from rlhf.feedback.store import Store
 from rlhf.runs import record
@@ -65,8 +65,72 @@ def test_the_ledger_says_what_became_of_every_judgement(store, stage_of):
 
     written = prepared(stage_of("method=sft", "dataset.splits.test=null")).ledger
     kept = [written[role]["kept"] for role in written]
-    assert sum(kept) == 30 and all(kept) and written["train"]["read_as"] == "prompts and completions"
+    assert sum(kept) == 30 and all(kept) and written["train"]["read_as"] == "prompts and completions with label"
     assert sum(written[role]["dropped"]["nothing written by hand"] for role in written) == 70
+
+
+def test_kto_learns_every_thumb_and_what_rankings_say_of_a_reply(store, stage_of):
+    ids = {item.id: [reply.id for reply in item.replies] for item in store.items()}
+    with store.transaction():
+        for item in range(1, 41):
+            store.thumb(ids[item][item % 3], "ann", item % 2 == 0)
+        for item in range(31, 51):
+            judge(store, item, "bob", [0, 1, 2])  # the second of three is neither
+        for item in range(51, 55):
+            judge(store, item, "bob", outcome="skipped", better="Of course.")
+            judge(store, item, "cy", outcome="all bad")
+    stage = stage_of("method=kto", "method.start_from=null", "dataset.splits.test=null", "dataset.options.held_out=0.3")
+    data = prepared(stage)
+    told = data.ledger
+    whole = {name: sum(told[role][name] for role in ("train", "eval")) for name in ("read", "kept", "ties")}
+    assert whole == {"read": 40 + 20 + 8, "kept": 40 + 40 + 4, "ties": 20} and told["eval"]["in_train"] == 0
+    assert sum(told[role]["dropped"].get("all bad", 0) for role in told) == 4
+    assert all(set(told[role]["dropped"]) <= {"all bad"} and told[role]["kept"] > 8 for role in told)
+    assert sum(map(sum, (data.train["label"], data.eval["label"]))) == 20 + 20 + 4
+    assert told["train"]["thumbs"]["up"] == sum(data.train["label"]) and told["train"]["read_as"] == "thumbs"
+
+    alone = [f"dataset.columns.{role}=null" for role in ("ranking", "ranks")]
+    kept = prepared(stage_of("method=kto", *alone, "dataset.splits.test=null", "dataset.options.held_out=0.3")).ledger
+    assert sum(told["kept"] for told in kept.values()) == 40 + 4
+
+    def dropped(*words):
+        ledger = prepared(stage_of(*words, "dataset.splits.test=null", "dataset.options.held_out=0.3")).ledger
+        return {
+            why: sum(told["dropped"].get(why, 0) for told in ledger.values())
+            for told in ledger.values()
+            for why in told["dropped"]
+        }
+
+    assert dropped("method=dpo", "method.start_from=null") == {"a thumb": 40, "skipped": 4, "all bad": 4}
+    assert dropped("method=sft") == {
+        "nothing written by hand": 24,
+        "disliked": 20,
+    }  # a reply with a thumb up is one to say
+
+
+def test_thumbs_of_several_people_are_kept_apart_combined_or_held_to_agreement(store, stage_of):
+    first, second, third = (store.items()[0].replies[place].id for place in range(3))
+    cast = {first: [True, True, False], second: [True, False], third: [False]}
+    for reply, ups in cast.items():
+        for annotator, up in zip(("ann", "bob", "cy"), ups, strict=False):
+            store.thumb(reply, annotator, not up)
+            store.thumb(reply, annotator, up)  # replaces it
+
+    def found(**options):
+        return [(one.text, one.up, one.why) for one in thumbed(store, **options)]
+
+    texts = ["yes."] * 3 + ["no."] * 2 + ["well."]
+    assert found() == [(text, up, "") for text, up in zip(texts, sum(cast.values(), []), strict=True)]
+    assert [(up, why) for _, up, why in found(together=True)] == [
+        (True, ""),
+        *[(True, "combined with another thumb")] * 2,
+        *[(False, "as many up as down")] * 2,
+        (False, ""),
+    ]
+    assert [why for *_, why in found(least=0.3)] == ["", "", "", *["below the agreement"] * 2, ""]  # 1 pair in 3 agrees
+    stage = stage_of("method=kto", "dataset.options.annotators=together", "dataset.options.held_out=0")
+    rows = columns.read(stage.dataset, "train", "thumbs")
+    assert [row.values["label"] for row in rows.rows if isinstance(row.values["label"], bool)] == [True, False]
 
 
 def test_a_prompt_is_in_one_split_whatever_comes_later(store, stage_of):
@@ -135,10 +199,12 @@ def test_the_fingerprint_follows_what_was_said_and_not_where_it_lies(store, stag
         lambda: judge(store, 1, "bob", [0, 1, 2]),
         lambda: store.undo("bob"),
         lambda: judge(store, 1, "bob", [0, 2, 1]),
+        lambda: store.thumb(1, "ann", True),
+        lambda: store.thumb(1, "ann", False),
     ):
         change()
         seen.append(record.inputs(stage)["data"])
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 7
     store.add([{"role": "user", "content": "new"}], None, "two", [Reply("a.", "a/sft"), Reply("b.", "a/sft")])
     assert record.inputs(stage)["data"] == seen[-1]  # nobody has judged it
     (tmp_path / "runs").rename(tmp_path / "moved")

@@ -29,7 +29,7 @@ def test_plans_are_within_15_percent_of_measured_peaks():
     """The 41M-parameter NF4 model: what each method takes above the libraries, and all that the process takes."""
     found = compare_plans(SIZES["cpu"], device="cpu", threads=1, at_once=2)
     print(f"\n{plan_table(found)}")
-    assert set(found["methods"]) == set(METHODS)
+    assert set(found["methods"]) == {name for name, row in METHODS.items() if row.measured}
     for method, one in found["methods"].items():
         assert one["planned_mb"] == pytest.approx(one["measured_mb"], rel=0.15), method
         assert one["planned_peak_mb"] == pytest.approx(one["peak_mb"], rel=0.15), method

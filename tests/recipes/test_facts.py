@@ -15,7 +15,7 @@ from rlhf.models.base import quantization_config
 FACTS: Any = OmegaConf.to_container(OmegaConf.load(REPO / "tests/recipes/facts.yaml"))
 HYPERPARAMETERS = ("seed", "batch_size", "method.args.", "adapter.args.", "quantization.args.", "dataset.system")
 PUBLISHED, NOT_FOLLOWED = 636, 50
-RECIPES = [option for option in options("recipes") if not option.startswith("support/")]
+RECIPES = [option for option in options("recipes") if not option.startswith("support")]
 
 
 def _composed(recipe: str) -> Stage:

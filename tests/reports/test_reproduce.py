@@ -144,8 +144,8 @@ def test_the_index_is_up_to_date_narrow_and_says_what_was_measured(tmp_path, mon
     assert max(map(len, copy.read_text().splitlines())) <= 110
     recipes = sorted({path.parent.name for path in REPO.glob("recipes/*/*.yaml")})
     (head, *planned), ((*_, here, verdict), *rows) = tables(copy)
-    assert head == ["recipe", "base model", "base", "sft", "judge", "reward", "dpo", "ppo"]
-    assert [row[0] for row in planned] == [f"[{recipe}]" for recipe in recipes] and len(recipes) == 14
+    assert head == ["recipe", "base model", "base", "sft", "judge", "reward", "kto", "dpo", "ppo"]
+    assert [row[0] for row in planned] == [f"[{recipe}]" for recipe in recipes] and len(recipes) == 15
     for name, _, *sizes in planned:
         stages = {path.stem for path in (REPO / "recipes" / name.strip("[]")).glob("*.yaml")}
         assert {stage for stage, size in zip(head[2:], sizes, strict=True) if size} == stages, name
@@ -198,5 +198,5 @@ def tables(page):
 def test_stages_run_after_those_they_need_and_otherwise_in_the_order_of_their_methods():
     assert Pipeline("support", []).order == ["base", "sft", "reward", "dpo", "ppo"]
     assert Pipeline("zephyr-7b", []).order == ["sft", "reward", "dpo", "ppo"]
-    with pytest.raises(ConfigError, match="method.name=pp is not one of sft, reward, dpo, ppo; did you mean ppo"):
+    with pytest.raises(ConfigError, match="method.name=pp is not one of sft, reward, dpo, kto, ppo; did you mean ppo"):
         Pipeline("support", ["ppo.method.name=pp"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rlhf.config import Dataset
 from rlhf.data import contract, shapes, sources, turns
-from rlhf.data.contract import FORMS, THUMBS, form_of, is_number
+from rlhf.data.contract import FORMS, THUMBS, form_of, is_number, thumb_of
 from rlhf.data.rows import BadRow, Row, Rows
 from rlhf.errors import DataError, nearest
 from rlhf.shell import setting
@@ -48,7 +48,7 @@ def read(dataset: Dataset, split: str | None, kind: str, limit: int | None = Non
     """The rows of a split, read `weight` times, with the first of them that can be read, None if there is none.
 
     Raises:
-        DataError: no split, a role or a column that is not there, or rows that give no `kind` (demonstrations, pairs, prompts).
+        DataError: no split, a role or a column that is not there, or rows that give no `kind` (demonstrations, pairs, thumbs, prompts).
     """
     if split is None:
         raise DataError("dataset.splits.train=null: there is nothing to train on\n  fix: dataset.splits.train=train")
@@ -102,7 +102,10 @@ def settle(dataset: Dataset, rows: Sequence[Row], kind: str) -> tuple[Dataset, s
         there |= {role: role for role in ("ranks", "scores") if role in held and role not in dataset.columns}
     used = [*form, *(role for role in there if role in beside and role not in form)]
     _no_such_columns(dataset, [role for role in used if role not in BESIDE or role in there], there, rows)
-    more = [role for role in used if role in (*FOUND, "context", "ranks", "scores")]
+    if kind == "thumbs" and _has_three(held.get(there.get("label", ""), ())):
+        what = f"dataset.columns.label={there['label']}: holds 0 and -1, of which one is no thumb down"
+        raise DataError(f"{what}\n  fix: rows with true and false, without those that say neither")
+    more = [role for role in used if role in (*FOUND, "context", "ranks", "scores") and role not in form]
     name = name or _called(form, there, held)
     unseen = {name: None for name in turns.MEDIA if name in dataset.columns}  # of which somebody said so
     return replace(dataset, columns=there | unseen), name + (f" with {', '.join(more)}" if more else "")
@@ -145,7 +148,8 @@ def _found_out(
         raise DataError(f"dataset.format=chat: {why}\n  fix: dataset.format=plain +dataset.columns.text=text")
     if kind == "pairs" and any(isinstance(value, bool) for value in held.get("label", ())):
         why = "thumbs up and down, each for one reply, are no pairs"
-        raise DataError(f"{rows[0].where}: {why}\n  fix: method=sft   (it learns the replies that people liked)")
+        fix = "method=kto   (it learns from both), or method=sft   (it learns the replies that people liked)"
+        raise DataError(f"{rows[0].where}: {why}\n  fix: {fix}")
     if any(isinstance(value, list) for value in held.get("completions", ())):
         why = "several completions of one prompt, steps perhaps with a label each, which no method here learns from"
         fix = "rows with prompt and completion for method=sft, or prompt, chosen and rejected for method=dpo and method=reward"
@@ -171,11 +175,16 @@ def _lacks_prompt(form: tuple[str, ...], there: dict[str, str], held: shapes.Val
 def _speaks(role: str, cells: Sequence[Any]) -> bool:
     """Whether a column that nobody mapped says what its name promises: a `label` may be a class, a `system` a number."""
     if role == "label":
-        return bool(cells) and {str(cell).lower().removesuffix(".0") for cell in cells} <= set(THUMBS)
+        return bool(cells) and {thumb_of(cell) for cell in cells} <= set(THUMBS) and not _has_three(cells)
     if role == "margin":
         return any(is_number(value) for value in cells)
     kinds = {"system": str, "tools": (str, list, dict), "chat_template_kwargs": (str, dict), "history": list}
     return any(value and isinstance(value, kinds[role]) for value in cells)
+
+
+def _has_three(labels: Sequence[Any]) -> bool:
+    """Whether labels may stand for good, neither and bad."""
+    return {"0", "-1"} <= {thumb_of(label) for label in labels}
 
 
 def _called(form: tuple[str, ...], there: dict[str, str], held: shapes.Values) -> str:
@@ -186,6 +195,8 @@ def _called(form: tuple[str, ...], there: dict[str, str], held: shapes.Values) -
         ("text",): "texts",
         ("messages",): "dialogues",
         ("prompt", "completion"): "prompts and completions",
+        ("prompt", "completion", "label"): "thumbs",
+        ("messages", "label"): "thumbs",
         ("prompt", "ranking"): "rankings",
         ("prompt", "chosen", "rejected"): "pairs",
         ("chosen", "rejected"): "pairs of whole dialogues",
@@ -201,6 +212,7 @@ def _texts(cells: Sequence[Any]) -> bool:
 MAKE = {
     "demonstrations": contract.dialogue,
     "pairs": lambda dataset, row: list(contract.pairs(dataset, row)),
+    "thumbs": lambda dataset, row: list(contract.thumbs(dataset, row)),
     "prompts": contract.prompt,
 }
 

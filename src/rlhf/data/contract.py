@@ -3,7 +3,7 @@
 Roles a dataset may map: `messages`; `prompt`, `completion`; `prompt`, `chosen`, `rejected` (the prompt may be implied by two whole
 dialogues); `prompt`, `ranking` and `ranks` (K replies, rank 0 is best, equal ranks are ties) or `scores` (the highest is best);
 `text`. Beside a prompt `context`, a passage that is put after it unless it is empty, and `history`, pairs of turns before it; beside
-a ranking `truth`, the annotator's true scores of its replies; beside a pair `margin`; beside a reply `label`, whether people liked it;
+a ranking `truth`, the annotator's true scores of its replies; beside a pair `margin`; beside a reply `label`, a thumb up or down;
 beside any dialogue `system`, `tools` and `chat_template_kwargs`. What is not mapped, `rlhf.data.columns` finds out.
 """
 
@@ -23,9 +23,17 @@ from rlhf.data.turns import Messages, short, text
 FORMS = {
     "demonstrations": (("text",), ("messages",), ("prompt", "completion")),
     "pairs": (("prompt", "ranking"), ("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "thumbs": (
+        ("prompt", "completion", "label"),
+        ("messages", "label"),
+        ("prompt", "ranking"),
+        ("prompt", "chosen", "rejected"),
+        ("chosen", "rejected"),
+    ),
     "prompts": (("prompt",), ("messages",), ("chosen", "rejected")),
 }
-THUMBS = {"true": True, "false": False, "1": True, "0": False}
+UP, DOWN = ("true", "1", "+1", "up", "👍"), ("false", "0", "-1", "down", "👎")
+THUMBS = dict.fromkeys(UP, True) | dict.fromkeys(DOWN, False)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,17 @@ class Pair:
     true_margin: float | None = None
     k: int = 2
     margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """A reply to a prompt, and whether people liked it. It may have several turns, the last of them an assistant's. `ranked` tells
+    whether that follows from a comparison with others."""
+
+    prompt: Dialogue
+    reply: Messages
+    liked: bool
+    ranked: bool = False
 
 
 def form_of(columns: Mapping[str, str | None], kind: str) -> tuple[str, ...] | None:
@@ -90,21 +109,33 @@ def dialogue(dataset: Dataset, row: Row) -> Dialogue:
         return Dialogue([{"role": "assistant", "content": text(_cell(row, columns["text"]), str(columns["text"]))}])
     if "label" in columns:
         _liked(_cell(row, columns["label"]), str(columns["label"]))
+    return _given(dataset, row, _demonstrated(dataset, row, form), ("assistant",))
+
+
+def _demonstrated(dataset: Dataset, row: Row, form: tuple[str, ...]) -> Messages:
+    """The turns of a whole dialogue, or of a prompt with its completion."""
     if "messages" in form:
-        messages = _messages(dataset, row, "messages")
-    else:
-        asked = _asked(dataset, row)
-        messages = _continued(asked, _reply(dataset, row, "completion"), str(columns["completion"]))
-    return _given(dataset, row, messages, ("assistant",))
+        return _messages(dataset, row, "messages")
+    return _continued(_asked(dataset, row), _reply(dataset, row, "completion"), str(dataset.columns["completion"]))
 
 
 def _liked(label: Any, column: str) -> None:
     """Only what people liked is learned from rows with one reply and a thumb."""
-    value = THUMBS.get(str(label).lower().removesuffix(".0"))
-    if value is None:
-        raise BadRow("not a label", f"{column} must be true or false, found {short(label)}")
-    if not value:
+    if not _thumb(label, column):
         raise BadRow("disliked", f"{column} is false: people disliked the reply", fix="dataset.bad_rows=drop")
+
+
+def thumb_of(label: Any) -> str:
+    """A label as it stands in THUMBS, if it is one: 1.0 is 1."""
+    return str(label).strip().lower().removesuffix(".0")
+
+
+def _thumb(label: Any, column: str) -> bool:
+    value = THUMBS.get(thumb_of(label))
+    if value is None:
+        allowed = f"{', '.join(UP)} (up) or {', '.join(DOWN)} (down)"
+        raise BadRow("not a label", f"{column} must be true or false, found {short(label)}\n  allowed: {allowed}")
+    return value
 
 
 def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
@@ -122,6 +153,32 @@ def pairs(dataset: Dataset, row: Row) -> Iterator[Pair]:
         both = f"{columns['chosen']} and {columns['rejected']}"
         raise BadRow("chosen equals rejected", f"{both} are the same reply: {short(chosen)}")
     yield Pair(asked, chosen, rejected, margin=float(margin) if "margin" in columns else None)
+
+
+def thumbs(dataset: Dataset, row: Row) -> Iterator[Thumb]:
+    """The thumbs in a row (for kto): its own; up for chosen and down for rejected; or one for each reply of a ranking, up where it wins
+    more comparisons than it loses, down where it loses more, none where it wins as many. A row of feedback may have both."""
+    form, columns = _mapped(dataset, "thumbs"), dataset.columns
+    none = {role for role in ("label", "ranking") if isinstance(row.values.get(_name(dataset, role)), BadRow)}
+    if "label" in form and not ("label" in none and "ranking" in columns):
+        liked = _thumb(_cell(row, columns["label"]), str(columns["label"]))
+        whole = _given(dataset, row, _demonstrated(dataset, row, form), ("assistant",))
+        asks = ("user", "tool") if "messages" in form else ("user",)  # a completion is liked as a whole
+        asked = max((i + 1 for i, turn in enumerate(whole.messages) if turn["role"] in asks), default=0)
+        if not asked:
+            raise BadRow("no prompt", "no turn of a user; a prompt and a reply are needed")
+        yield Thumb(replace(whole, messages=whole.messages[:asked]), whole.messages[asked:], liked)
+        if "ranking" in none or "ranking" not in columns:
+            return
+    won: dict[str, int] = {}
+    replies: dict[str, tuple[Dialogue, Messages]] = {}
+    for pair in pairs(dataset, row):
+        for reply, point in ((pair.chosen, 1), (pair.rejected, -1)):
+            replies[str(reply)] = (pair.prompt, reply)
+            won[str(reply)] = won.get(str(reply), 0) + point
+    for key, points in won.items():
+        if points:
+            yield Thumb(*replies[key], points > 0, ranked=True)
 
 
 def prompt(dataset: Dataset, row: Row) -> Dialogue:

@@ -75,6 +75,8 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
             _refuse_none(dataset, role, getattr(splits, role), found.told)
         else:
             built[role] = found.rows
+    if kind == "thumbs":
+        reports["train"]["thumbs"] = _both(built["train"])
     test: list[Tokens] = []
     if "test" in opened:
         ledger = Ledger()
@@ -85,6 +87,17 @@ def prepare(stage: Stage, renderer: Renderer, asking: Renderer) -> Prepared:
     for role in asked.keys() - {"train"}:
         reports[role]["in_train"] = int(np.isin(np.array(asked[role], np.uint64), asked["train"]).sum())
     return Prepared(built["train"], built.get("eval"), test, reports, _show(stage, renderer, built["train"]))
+
+
+def _both(train: "datasets.Dataset") -> dict[str, int]:
+    """How many thumbs are up and how many down; of one kind alone TRL would raise or lower all replies alike."""
+    up = sum(train["label"])
+    counts = {"up": up, "down": len(train) - up}
+    if not all(counts.values()):
+        kind, fix = ("up", "method=sft   (it learns what people liked), or rows with") if up else ("down", "rows with")
+        what = f"all {len(train)} thumbs to train on are {kind}, and kto learns from what parts the two kinds"
+        raise DataError(f"dataset: {what}\n  fix: {fix} thumbs {'down' if up else 'up'} too")
+    return counts
 
 
 def _named(parts: list["Opened"]) -> dict[str, str]:
@@ -222,6 +235,8 @@ def _rows(
                 found = _demonstrations(own, row, renderer, ledger)
             elif kind == "pairs":
                 found = _pairs(own, row, number, renderer, ledger)
+            elif kind == "thumbs":
+                found = _thumbs(own, row, renderer, ledger)
             else:
                 # drawn for the place of a row in its split, wherever the files lie
                 found = _prompts(own, row, random.Random(f"{part.split}:{number}"), renderer, ledger)
@@ -276,10 +291,7 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
         prompt, chosen, learned = reply(pair.prompt, pair.chosen)
         _, rejected, other = reply(pair.prompt, pair.rejected)
         if METHODS[stage.method.name].leaves == "policy" and not all((*learned, *other)):
-            why = f"a reply holds what a tool said, which {stage.method.name} would learn to say"
-            raise BadRow(
-                "tool turns in a reply", why, fix="method=reward   (it only reads it), or rows that part after it"
-            )
+            raise _tool_turns(stage)
         longest = len(prompt) + max(len(chosen), len(rejected))
         if longest > stage.dataset.max_length:
             _too_long(stage.dataset, row, ledger, longest)
@@ -300,6 +312,29 @@ def _pairs(stage: Stage, row: Row, number: int, renderer: Renderer, ledger: Ledg
     if "ranking" in stage.dataset.columns:
         count = len(row.values[str(stage.dataset.columns["ranking"])])
         ledger.ties += count * (count - 1) // 2 - found
+
+
+def _thumbs(stage: Stage, row: Row, renderer: Renderer, ledger: Ledger) -> Iterator[tuple[Tokens, int]]:
+    """Each reply with its thumb, under the length rule of pairs; a reply is never cut."""
+    found = 0
+    for thumb in contract.thumbs(stage.dataset, row):
+        found += thumb.ranked
+        prompt, reply, learned = renderer.reply(thumb.prompt, thumb.reply)
+        if not all(learned):
+            raise _tool_turns(stage)
+        length = len(prompt) + len(reply)
+        if length > stage.dataset.max_length:
+            _too_long(stage.dataset, row, ledger, length)
+            continue
+        yield {"prompt_ids": prompt, "completion_ids": reply, "label": thumb.liked, "length": length}, length
+    ranking = row.values.get(stage.dataset.columns.get("ranking") or "")
+    if not isinstance(ranking, BadRow | None):
+        ledger.ties += len(ranking) - found
+
+
+def _tool_turns(stage: Stage) -> BadRow:
+    why = f"a reply holds what a tool said, which {stage.method.name} would learn to say"
+    return BadRow("tool turns in a reply", why, fix="method=reward   (it only reads it), or rows that part after it")
 
 
 def _prompts(
@@ -342,7 +377,8 @@ def _show(stage: Stage, renderer: Renderer, train: "datasets.Dataset") -> str:
     if "labels" in row:
         ids, mask = row["input_ids"], [int(label != -100) for label in row["labels"]]
     else:
-        ids, mask = row["prompt_ids"] + row["chosen_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["chosen_ids"])
+        prompt, reply = row["prompt_ids"], row["completion_ids"] if "completion_ids" in row else row["chosen_ids"]
+        ids, mask = prompt + reply, [0] * len(prompt) + [1] * len(reply)
     whole = len(ids) < stage.dataset.max_length
     if whole and (ids[-1] != renderer.tokenizer.eos_token_id or not mask[-1]):
         raise DataError(f"the first row does not end in a learned EOS token: {renderer.show(ids, mask)[-200:]}")

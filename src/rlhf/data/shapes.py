@@ -21,6 +21,7 @@ PAIRS = (
     ("preferred_output", "non_preferred_output"),
 )
 RANKED = ("replies", "responses", "completions", "answers", "candidates", "outputs", "ranking")
+LABELS = ("label", "thumb", "thumbs", "liked", "feedback")
 RANKS, SCORES = ("ranks", "rank"), ("scores", "score", "ratings", "rating", "rewards")
 MARKERS = (
     {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "},
@@ -46,7 +47,7 @@ def values(rows: Sequence[dict[str, Any]]) -> Values:
 
 
 def shapes(held: Values, kind: str) -> list[Shape]:
-    """The ways in which rows give `demonstrations`, `pairs` or `prompts`; more than one where they can't be told apart."""
+    """The ways in which rows give `demonstrations`, `pairs`, `thumbs` or `prompts`; more than one where they can't be told apart."""
     return list({tuple(found.columns.items()): found for found in globals()[f"_{kind}"](held)}.values())
 
 
@@ -82,6 +83,15 @@ def _pairs(held: Values) -> Iterator[Shape]:
                     for name in names:
                         if any(isinstance(value, list) for value in held.get(name, ())):
                             yield Shape("rankings", {"prompt": ask, **beside, "ranking": ranking, role: name})
+
+
+def _thumbs(held: Values) -> Iterator[Shape]:
+    """Replies with a thumb each; where none has one, pairs."""
+    labels = [name for name in LABELS if name in held]
+    for shape in _demonstrations(held) if labels else ():
+        yield from (Shape("thumbs", {**shape.columns, "label": name}) for name in labels)
+    if not labels:
+        yield from _pairs(held)
 
 
 def _prompts(held: Values) -> Iterator[Shape]:

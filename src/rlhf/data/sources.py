@@ -28,7 +28,7 @@ SLICE = re.compile(r"^(?P<name>[\w.-]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%
 GENERATOR = "generator:"
 
 # generator:<module>/<dataset>: rlhf.<module>.generator has a function of that name
-GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts")}
+GENERATORS = {"support": ("text", "demonstrations", "rankings", "prompts"), "support.feedback": ("thumbs",)}
 
 FORMATS = ("chat", "plain", "transcript", "tree")  # dataset.format
 
@@ -175,10 +175,12 @@ def fingerprint(dataset: Dataset) -> str:
     place = FILE if is_store(dataset.path) else dataset.path
     digest = hashlib.sha256(f"{place}@{dataset.revision}/{dataset.subset}".encode())
     if dataset.path.startswith(GENERATOR):
-        module = importlib.import_module(f"rlhf.{_generator(dataset)[0]}")
+        names = _generator(dataset)[0].split(".")
         digest.update(json.dumps(dataset.options, sort_keys=True).encode())
-        for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
-            digest.update(source.read_bytes())
+        for depth in range(1, len(names) + 1):  # a generator below another reads it
+            module = importlib.import_module(".".join(["rlhf", *names[:depth]]))
+            for source in sorted(Path(str(module.__file__)).parent.glob("*.py")):
+                digest.update(source.read_bytes())
     elif is_store(dataset.path):
         if Path(dataset.path).is_file():
             with Store(dataset.path, write=False) as store:

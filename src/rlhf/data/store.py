@@ -293,7 +293,7 @@ def _column(name: str, cells: list[Any]) -> "pyarrow.Array":
     import pyarrow
 
     if not isinstance(cells[0], list):
-        kinds = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+        kinds = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
         return pyarrow.array(cells, kinds[type(cells[0])])
     ends = np.zeros(len(cells) + 1, np.int32)
     np.cumsum([len(cell) for cell in cells], out=ends[1:])

@@ -1,4 +1,4 @@
-"""What the judgements of a store say: a ranking each, or one an item, and for each that says none the reason."""
+"""What the judgements and thumbs of a store say: a ranking or a label each, or one an item or reply; for each that says none the reason."""
 
 import hashlib
 from collections.abc import Sequence
@@ -53,6 +53,46 @@ def said(store: Store, together: bool = False, least: float | None = None) -> li
     return found
 
 
+@dataclass(frozen=True)
+class Thumbed:
+    """A thumb with what it is on. `why` tells why nobody learns from it, and is empty where one can."""
+
+    reply: int
+    messages: list[dict[str, Any]]
+    facts: dict[str, str] | None
+    text: str
+    up: bool
+    why: str
+
+
+def thumbed(store: Store, together: bool = False, least: float | None = None) -> list[Thumbed]:
+    """Every thumb in order; `together` and `least` are those of `said`, for the thumbs on a reply: the first stands for what most say."""
+    with store.snapshot():
+        items, thumbs = store.items(), store.thumbs()
+    places = {reply.id: (item, reply) for item in items for reply in item.replies}
+    votes: dict[int, dict[str, bool]] = {}
+    for reply, annotator, up in thumbs:
+        votes.setdefault(reply, {})[annotator] = up
+    found = []
+    for reply, annotator, up in thumbs:
+        cast, why = list(votes[reply].values()), ""
+        pairs, ups = list(combinations(cast, 2)), sum(cast)
+        if least is not None and pairs and sum(a == b for a, b in pairs) / len(pairs) < least:
+            why = "below the agreement"
+        elif together:
+            up, tied = 2 * ups > len(cast), 2 * ups == len(cast)
+            why = (
+                "as many up as down"
+                if tied
+                else ""
+                if annotator == next(iter(votes[reply]))
+                else "combined with another thumb"
+            )
+        item, own = places[reply]
+        found.append(Thumbed(reply, item.messages, item.facts, own.text, up, why))
+    return found
+
+
 def standing(judgements: Sequence[Judgement]) -> dict[int, dict[str, Ranks]]:
     """The rankings that were not taken back, by item and annotator."""
     found: dict[int, dict[str, Ranks]] = {}
@@ -95,14 +135,17 @@ def _order(ranks: Ranks, first: int, second: int) -> int:
 
 
 def digest(store: Store) -> str:
-    """Changes with what anybody has said: judgements with their prompts and replies, wherever the store lies and whatever numbers it
-    gave them."""
+    """Changes with what anybody has said: judgements and thumbs with their prompts and replies, wherever the store lies and whatever
+    numbers it gave them."""
     with store.snapshot():
         items, judgements = {item.id: item for item in store.items()}, store.judgements()
+        thumbs = list(zip(thumbed(store), store.thumbs(), strict=True))
     content = hashlib.sha256()
     for one in judgements:
         item, ranks = items[one.item], dict(zip(one.shown, one.ranks, strict=False))
         replies = [(reply.text, ranks.get(reply.id)) for reply in item.replies]
         row = (item.messages, item.facts, replies, one.annotator, one.outcome, one.better, one.undone is None)
         content.update(dumped(row).encode())
+    for thumb, (_, annotator, up) in thumbs:
+        content.update(dumped((thumb.messages, thumb.facts, thumb.text, annotator, up)).encode())
     return content.hexdigest()

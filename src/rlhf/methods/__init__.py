@@ -42,7 +42,8 @@ class Method:
     """What the rest of the code asks about a method; `module:name` is imported when it is used.
 
     - `build`: the function (stage, tokenizer, data) -> trainer; `config`: the dataclass of `method.args`
-    - `rows`: what a row of its data is: demonstrations, pairs or prompts
+    - `rows`: what a row of its data is: demonstrations, pairs, thumbs or prompts
+    - `fewest`: rows that a forward pass needs, where the default loss_type looks at neighbours
     - `roles`: models in memory, of policy, reference, reward and value; `trained`: those that learn
     - `logged`: numbers it leaves in results.json or metrics.jsonl; a `module:name` among them is a mapping of such names
     - `leaves`: what final/ holds: a policy, which can be asked, or a reward model
@@ -68,6 +69,7 @@ class Method:
     reward: str | None = None
     options: tuple[str, ...] = ()
     reply_length: str | None = None
+    fewest: int = 1
     own_loop: bool = False
     dropout: bool = False
     chunked: bool = False
@@ -118,6 +120,17 @@ METHODS: dict[str, Method] = {
         smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
         measured=True,
         defaults={"loss_type": ["sigmoid"]},
+    ),
+    "kto": Method(
+        build="rlhf.methods.kto:build",
+        config="trl.trainer.kto_config:KTOConfig",
+        rows="thumbs",
+        roles=("policy", "reference"),
+        trained=("policy",),
+        logged=LOSSES | REPLIES | held_out((PAIRS - {"rewards/accuracies"}) | {"kl", "entropy"}),
+        reward="implicit",
+        fewest=2,
+        defaults={"loss_type": "kto"},
     ),
     "ppo": Method(
         build="rlhf.methods.ppo:build",

@@ -38,12 +38,26 @@ def header(stage: Stage, data: Any) -> None:
         print(f"{role:8s} {ledger['kept']} rows kept of {ledger['read']} read{lost}   {ledger['from']}")
         if role == "train":
             print(f"read as  {ledger['read_as']}" + (", tokenized before" if ledger.get("cached") else ""))
+            if "thumbs" in ledger:
+                balance(stage, **ledger["thumbs"])
     for role, ledger in data.ledger.items():
         if ledger.get("in_train"):
             print(f"warning  {ledger['in_train']} of {ledger['kept']} rows of {role} ask what rows of train ask")
     print(f"batch    {stage.batch_size} = {stage.hardware.devices} device(s) x {micro} rows x {accumulation} passes")
     shown = data.shown if len(data.shown) <= 600 else data.shown[:400] + " … " + data.shown[-200:]
     print(textwrap.fill(f"a row    {shown!r}", _width(), subsequent_indent=" " * 9), flush=True)
+
+
+def balance(stage: Stage, up: int, down: int) -> None:
+    """How many thumbs there are of each kind, and the weight to give where one counts for more (arXiv:2402.01306, equation 8)."""
+    names = ("desirable_weight", "undesirable_weight")
+    for_up, for_down = (1.0 if (given := stage.method.args.get(name)) is None else float(given) for name in names)
+    print(f"thumbs   {up} up x {for_up:g}, {down} down x {for_down:g}")
+    ratio = up * for_up / (down * for_down)
+    if not 0.995 <= ratio <= 1.335:  # as TRL rounds
+        which, weight = (0, 1.15 * for_down * down / up) if ratio < 1 else (1, for_up * up / down / 1.15)
+        fix = f"method.args.{names[which]}={weight:.2g}"
+        print(f"warning  thumbs up count {ratio:.2f} times what thumbs down count, and 1 to 4/3 is recommended: {fix}")
 
 
 def memory(run: dict[str, Any]) -> str:

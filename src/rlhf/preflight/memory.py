@@ -49,6 +49,12 @@ def sequences(stage: Stage) -> int:
     return 2 if METHODS[stage.method.name].rows == "pairs" else 1
 
 
+def fewest(stage: Stage) -> int:
+    """Rows that a forward pass needs: two, where what a reply gains is held against what others gain."""
+    row = METHODS[stage.method.name]
+    return row.fewest if row.fewest == 1 or argument(stage, "loss_type") == row.defaults["loss_type"] else 1
+
+
 @dataclass(frozen=True)
 class Work:
     """One forward and backward pass: its sequences, their tokens, and how many bytes its numbers have.

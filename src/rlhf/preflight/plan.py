@@ -13,7 +13,7 @@ from rlhf.errors import ConfigError
 from rlhf.methods import METHODS, Method
 from rlhf.output.console import rule
 from rlhf.output.tables import grid
-from rlhf.preflight.memory import Parts, Work, adapter_weights, argument, estimate, scorer_bytes, sequences
+from rlhf.preflight.memory import Parts, Work, adapter_weights, argument, estimate, fewest, scorer_bytes, sequences
 from rlhf.preflight.settings import check_settings
 from rlhf.preflight.sizes import Shape, shape_of
 
@@ -87,14 +87,14 @@ def _count(stage: Stage, part: sources.Part) -> int | None:
             return None
     dataset = columns.read(dataset, part.split, kind).dataset  # refuses columns that are not there
     rows = part.open()
-    if kind == "pairs" and not stage.method.kwise:
-        return sum(_pairs(dataset, row) for row in rows.read(0, most))
+    if kind in ("pairs", "thumbs") and not stage.method.kwise:
+        return sum(_made(dataset, row, kind) for row in rows.read(0, most))
     return len(range(len(rows))[:most])
 
 
-def _pairs(dataset: Dataset, row: Row) -> int:
+def _made(dataset: Dataset, row: Row, kind: str) -> int:
     try:
-        return len(list(contract.pairs(dataset, row)))
+        return len(list((contract.pairs if kind == "pairs" else contract.thumbs)(dataset, row)))
     except BadRow:  # reading for training tells what is wrong with it
         return 0
 
@@ -163,8 +163,8 @@ def preparing(stage: Stage, rows: int) -> tuple[float, float, int]:
     has its text beside it. A process makes SPEED tokens a second (docs/benchmarks.md).
     """
     length, kind, count = stage.dataset.max_length, METHODS[stage.method.name].rows, store.processes(rows)
-    tokens = rows * {"demonstrations": length, "pairs": 2 * length, "prompts": stage.dataset.max_prompt_length}[kind]
-    return tokens * {"demonstrations": 8, "pairs": 4, "prompts": 16}[kind], tokens / (SPEED * count), count
+    tokens = rows * {"pairs": 2 * length, "prompts": stage.dataset.max_prompt_length}.get(kind, length)
+    return tokens * {"demonstrations": 8, "pairs": 4, "thumbs": 4, "prompts": 16}[kind], tokens / (SPEED * count), count
 
 
 def _checked(name: str) -> str:
@@ -204,9 +204,10 @@ def _less(plan: Plan) -> Mapping[str, object]:
     lora, sampled = stage.adapter.name == "lora", METHODS[stage.method.name].reply_length
     if plan.peak == "evaluation" and stage.evaluation.batch_size > 1:
         return {"evaluation.batch_size": stage.evaluation.batch_size // 2}
-    if plan.peak in ("update", "rollout") and micro > 1:
-        batch = stage.batch_size // hardware.devices // int(argument(stage, "num_mini_batches"))
-        return {"hardware.micro_batch_size": next(n for n in range(micro - 1, 0, -1) if batch % n == 0)}
+    batch, least = stage.batch_size // hardware.devices // int(argument(stage, "num_mini_batches")), fewest(stage)
+    smaller = next((n for n in range(micro - 1, least - 1, -1) if batch % n == 0), None)
+    if plan.peak in ("update", "rollout") and smaller:
+        return {"hardware.micro_batch_size": smaller}
     if plan.peak == "update" and not hardware.gradient_checkpointing:
         return {"hardware.gradient_checkpointing": "true"}
     if hardware.device == "cuda" and hardware.precision == "fp32":

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlhf.config import REPO, Stage, options, template_file
+from rlhf.config import REPO, Stage, options, split_batch, template_file
 from rlhf.data import sources
 from rlhf.data.folders import beside
 from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.files import FINAL
 from rlhf.methods import METHODS, REPORTED
 from rlhf.monitor import rules
-from rlhf.preflight.memory import argument
+from rlhf.preflight.memory import argument, fewest
 from rlhf.rewards.functions import PREFIX, unknown_rule
 from rlhf.shell import element, setting
 
@@ -60,6 +60,7 @@ ARGUMENTS = {
     ),
     **dict.fromkeys(("response_length", "num_ppo_epochs", "num_mini_batches", "temperature", "cliprange"), ABOVE_0),
     **dict.fromkeys(("cliprange_value", "reward_scale", "kl_target", "kl_horizon", "logprob_chunk_size"), ABOVE_0),
+    **dict.fromkeys(("desirable_weight", "undesirable_weight"), ABOVE_0),
     **dict.fromkeys(("gamma", "lam", "label_smoothing", "ld_alpha", "ref_model_mixup_alpha"), UNIT),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
     **dict.fromkeys(("missing_eos_penalty", "f_alpha_divergence_coef", "loss_weights", "local_rank"), ANY),
@@ -194,6 +195,12 @@ def _method(stage: Stage) -> Iterator[str]:
             yield f"{what}\n  fix: {setting(f'method.{option}', neutral)}"
     if dataset.long_rows == "truncate" and row.rows != "demonstrations":
         yield "dataset.long_rows=truncate would cut prompts or pairs\n  fix: dataset.long_rows=drop"
+    least = fewest(stage)
+    if least > 1 and stage.batch_size and split_batch(stage)[0] < least:
+        devices, micro = stage.hardware.devices, stage.hardware.micro_batch_size
+        what = f"batch_size={stage.batch_size} and hardware.micro_batch_size={micro} leave a forward pass one row"
+        why = f"{method.name} holds a reply against those to other prompts of its forward pass (TRL 1.12)"
+        yield f"{what}, and {why}\n  fix: batch_size={max(stage.batch_size, least * devices)} hardware.micro_batch_size={max(micro, least)}"
     if method.args.get("packing_strategy") == "wrapped":
         # trl/data_utils.py:839 reads `column.values`, which ignores where an Arrow slice begins
         what = "method.args.packing_strategy=wrapped trains on the first thousand rows again and again (TRL 1.12)"
