@@ -1,6 +1,7 @@
 """Sample replies for people to judge, to prompts nobody trained on.
 
   python src/collect.py run=support/sft [replies=4] [limit=200] [prompts=my.jsonl] [temperature=1] [seed=1] [run.root=runs]
+    [store=my.sqlite]
   python src/collect.py run=support/sft,support/ppo choose=unsure reward=support/reward
 
 run          one finished run or several, which take turns
@@ -10,7 +11,7 @@ limit        how many prompts
 choose       all, or unsure: of four times as many prompts those on which the reward model sees least between its two best replies, or on
              which several (reward=a/reward,b/reward) disagree most
 
-They go to runs/<recipe>/feedback.sqlite. The same command again adds nothing, and after a kill what was missing; another seed asks
+They go to runs/<recipe>/feedback.sqlite, or store=. The same command again adds nothing, and after a kill what was missing; another seed asks
 other customers. src/feedback.py says what is there.
 """
 
@@ -33,6 +34,7 @@ class Arguments:
     temperature: float = 1.0
     max_new_tokens: int | None = None
     seed: door.Count = door.Count(1)
+    store: str | None = None
     run_root: str = "runs"
 
 
@@ -63,7 +65,7 @@ def main(own: Arguments) -> None:
     asked = prompts.of_file(Path(own.prompts), stage) if own.prompts else prompts.unseen(stage, root, own.seed)
     limit = own.max_new_tokens or stage.evaluation.max_new_tokens
     settings = collect.Asked(speakers, own.replies, own.temperature, limit, own.seed, judges)
-    with Store(root / stage.run.recipe / FILE) as store:
+    with Store(own.store or root / stage.run.recipe / FILE) as store:
         told = collect.collect(store, asked, settings, own.limit)
         items = len(store.items())
     print(f"added    {told.items} prompts with {told.replies} replies to {store.path}, which has {items} now")
