@@ -6,6 +6,7 @@ Three arms, all with the same PPO: `rounds` asks people about the policy of the 
 have said; `at_once` asks as many about the SFT model; `frozen` goes on with the first reward model. Writes report.md, report.json and
 gold.png into runs/<recipe>/rounds/; what has run is not run again, and after a kill the same command goes on. More keys:
   judge=people        not the simulated people: stops with exit code 75 and says what to do, until enough judgements are there
+  arms=[rounds,frozen]  not all three
   jobs=2              chains of stages at a time; default: as many as fit
   name=rounds         another folder, for rounds with other settings
 """
@@ -24,6 +25,7 @@ class Arguments:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     replies: int = 4
     judge: Literal["simulated", "people"] = "simulated"
+    arms: list[str] = field(default_factory=lambda: ["rounds", "at_once", "frozen"])
     jobs: int | None = None
     name: str = "rounds"
     overrides: list[str] = field(default_factory=list)
@@ -35,7 +37,7 @@ def main(own: Arguments) -> None:
     from rlhf.rounds.plan import Rounds
     from rlhf.rounds.run import run
 
-    rounds = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name)
+    rounds = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name, own.arms)
     run(rounds, own.jobs or parallel(rounds.planned), own.judge)
     print(report.write(rounds))
 

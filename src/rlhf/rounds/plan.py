@@ -61,43 +61,38 @@ class Rounds:
         self,
         recipe: str,
         overrides: Sequence[str],
-        rounds: int,
-        labels: int,
-        seeds: Sequence[int],
-        replies: int,
-        name: str,
+        rounds: int = 3,
+        labels: int = 400,
+        seeds: Sequence[int] = (1, 2, 3),
+        replies: int = 4,
+        name: str = "rounds",
+        arms: Sequence[str] = ARMS,
     ) -> None:
         if any(override.lstrip("+~").partition("=")[0].rpartition(".")[2] == "seed" for override in overrides):
             raise ConfigError(f"{' '.join(overrides)}: each trial has a seed of its own\n  fix: seeds=[1,2,3]")
         if rounds < 2:
             raise Refusal(
-                "rounds", rounds, "one round is one collection, with nothing to hold against it", fix="rounds=3"
+                "rounds", rounds, "one round is one collection, with nothing to compare it with", fix="rounds=3"
             )
+        if not {"rounds"} <= set(arms) <= set(ARMS):
+            raise Refusal("arms", ",".join(arms), "must be of those, rounds among them", allowed=ARMS)
         if replies < 2:
             raise Refusal("replies", replies, "one alone has no rank", fix="replies=4")
-        self.recipe, self.rounds, self.labels, self.replies, self.seeds = (
-            recipe,
-            rounds,
-            labels,
-            replies,
-            sorted(set(seeds)),
-        )
+        self.recipe, self.rounds, self.labels, self.replies = recipe, rounds, labels, replies
+        self.seeds, self.arms = sorted(set(seeds)), [arm for arm in ARMS if arm in arms]
         self.plan = Pipeline(recipe, overrides)
         if not re.fullmatch(r"[\w-]+", name) or name in self.plan.order:
             raise Refusal("name", name, f"must be a folder name that no stage of {recipe} has", fix="name=rounds")
         methods = {stage: self.plan.stage(stage).method.name for stage in self.plan.order}
         found = {method: [stage for stage in methods if methods[stage] == method] for method in ("ppo", "reward")}
-        if any(len(stages) != 1 for stages in found.values()) or found["reward"][0] not in needs(
-            self.plan.configs[found["ppo"][0]]
-        ):
+        alone = all(len(stages) == 1 for stages in found.values())
+        if not alone or found["reward"][0] not in needs(self.plan.configs[found["ppo"][0]]):
             raise Refusal("recipe", recipe, "rounds need one stage of ppo, paid by one of reward", fix="recipe=support")
-        self.ppo, self.reward = found["ppo"][0], found["reward"][0]
+        (self.ppo,), (self.reward,) = found["ppo"], found["reward"]
         self.planned = self.plan.stage(self.ppo)
         if self.planned.dataset.annotator != "support":
             why = "the simulated people know the truth of `support` alone"
-            raise Refusal(
-                "recipe", recipe, why, fix="recipe=support; people of your own: docs/feedback.md, round by round"
-            )
+            raise Refusal("recipe", recipe, why, fix="recipe=support")
         self.shared = [stage for stage in self.plan.order if methods[stage] == "sft"]
         self.start = Path(str(self.planned.method.start_from))
         self.root, self.name = Path(self.planned.run.root), name
@@ -105,7 +100,7 @@ class Rounds:
         self.points: dict[tuple[str, int], list[Point]] = {}  # of an arm those that it has for itself
         for seed in self.seeds:
             self.points[FIRST, seed] = [self._point(FIRST, seed, 1, None)]
-            for arm in ARMS:
+            for arm in self.arms:
                 points = list(self.points[FIRST, seed])
                 for number in range(2, rounds + 1):
                     points.append(self._point(arm, seed, number, points[-1]))

@@ -16,7 +16,7 @@ from rlhf.config import REPO
 from rlhf.errors import DataError, Preempted, Refusal, StageError
 from rlhf.feedback.store import Store
 from rlhf.process import Children
-from rlhf.rounds.plan import ARMS, FIRST, Point, Rounds, Run
+from rlhf.rounds.plan import FIRST, Point, Rounds, Run
 from rlhf.runs import record
 from rlhf.runs.lock import hold
 from rlhf.runs.pipeline import run_stages
@@ -38,7 +38,7 @@ def run(rounds: Rounds, jobs: int, judge: str) -> None:
             sys.exit(code)
         (rounds.folder / "logs").mkdir(parents=True, exist_ok=True)
         work = Work(rounds, children, jobs, judge)
-        for arms in ((FIRST,), ARMS):
+        for arms in ((FIRST,), rounds.arms):
             chains = [points for arm in arms for seed in rounds.seeds if (points := rounds.points[arm, seed])]
             with ThreadPoolExecutor(jobs) as pool:
                 running = [pool.submit(work.chain, points) for points in chains]
