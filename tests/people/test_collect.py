@@ -109,8 +109,10 @@ def test_replies_are_spread_over_what_the_reward_model_sees(asked, tmp_path, mon
     with Store(tmp_path / "a.sqlite") as store:
         assert collect.collect(store, PROMPTS, one, limit=6).items == 6
         assert one.collection != asked().collection and len(store.items()[0].replies) == 3
-        lengths = [[len(reply.text.split()) for reply in item.replies] for item in store.items()]
-    assert all(max(of) - min(of) > 1 for of in lengths)
+        shown = [[reply.text for reply in item.replies] for item in store.items()]
+    drawn = collect.answers(PROMPTS, asked(replies=3 * collect.WIDE), collect.Told())
+    assert shown == [[reply.text for reply in kept.replies] for kept in collect.spread(drawn, one)]
+    assert shown != [[reply.text for reply in kept.replies[:3]] for kept in drawn]
 
 
 def test_prompts_of_a_file_come_once_and_a_bad_row_is_named(tmp_path, compose_stage):
