@@ -1,6 +1,6 @@
 """What people said of a recipe's replies: how many, how far they agree, and what the order of the replies had to do with it.
 
-  python src/feedback.py recipe=support [judge=simulated] [labels=400] [shared=0.2] [seed=1] [run.root=runs]
+  python src/feedback.py recipe=support [judge=simulated] [labels=400] [shared=0.2] [seed=1] [run.root=runs] [store=my.sqlite]
   python src/feedback.py recipe=support write=rankings.jsonl [format=rankings] [read=rankings.jsonl]
 
 judge=simulated   first lets three simulated people judge what is there and not judged (prompts of `support`, whose truth is known);
@@ -10,7 +10,7 @@ shared            the share of prompts that all three judge, which agreement is 
 read, write       takes in the judgements of a file, or writes them into one, in the format=
                   rankings (JSON lines of prompt, replies, ranks, annotator), pairs (TRL's prompt, chosen, rejected), argilla, label-studio
 
-A judgement of the store runs/<recipe>/feedback.sqlite is one person's ranking of the replies to a prompt, a skip, or `all bad`.
+A judgement of the store, runs/<recipe>/feedback.sqlite or store=, is one person's ranking of the replies to a prompt, a skip, or `all bad`.
 Krippendorff's alpha is 1 where people agree and 0 where chance would do as well. Learn from it: dataset=feedback.
 """
 
@@ -32,6 +32,7 @@ class Arguments:
     read: str | None = None
     write: str | None = None
     format: Literal["rankings", "pairs", "argilla", "label-studio"] = "rankings"
+    store: str | None = None
     run_root: str = "runs"
 
 
@@ -48,7 +49,7 @@ def main(own: Arguments) -> None:
     from rlhf.feedback.store import FILE, Store
     from rlhf.people import agreement, exchange, simulated
 
-    path = Path(own.run_root) / own.recipe / FILE
+    path = Path(own.store or Path(own.run_root) / own.recipe / FILE)
     if own.read:
         words = exchange.read(Path(own.read), own.format)
         with Store(path) as store:

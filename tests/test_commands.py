@@ -17,6 +17,7 @@ from rlhf.errors import ConfigError
 from rlhf.methods import METHODS
 from rlhf.preflight.plan import resolve
 from rlhf.preflight.settings import check_settings
+from rlhf.rounds.plan import Rounds
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline
 from tests.helpers import door_module
@@ -72,6 +73,9 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
+    elif name == "rounds":
+        plan = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name, own.arms)
+        yield from (run.stage for points in plan.points.values() for one in points for run in (one.reward, one.policy))
     elif name in ("annotate", "collect", "feedback"):
         module.check(own)
     elif name == "export":

@@ -92,6 +92,7 @@ class Dataset:
 class Method:
     name: str = MISSING
     start_from: str | None = MISSING
+    reference: str | None = None  # as for Model.shape
     reward_model: Any = MISSING  # None, a text, or a list of texts, which OmegaConf has no type for
     reward_label: str | None = MISSING
     learn: str = MISSING
@@ -231,7 +232,7 @@ GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "
 
 # Settings that name files or folders, where `~` is the home folder.
 PATHS = ("run.root", "model.path", "model.chat_template", "dataset.path", "dataset.mixture", "method.start_from",
-         "method.reward_model")  # fmt: skip
+         "method.reference", "method.reward_model")  # fmt: skip
 
 # Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
 OPEN = ("model.shape", "method.args", "adapter.args", "quantization.args", "dataset.columns", "dataset.options")
@@ -421,7 +422,7 @@ def _moved(stage: Stage, folder: Path) -> Stage:
         )
 
     stage.model.path, stage.method.start_from = here(stage.model.path), here(stage.method.start_from)
-    stage.method.reward_model = here(stage.method.reward_model)
+    stage.method.reference, stage.method.reward_model = here(stage.method.reference), here(stage.method.reward_model)
     stage.dataset.path, stage.dataset.mixture = here(stage.dataset.path), here(stage.dataset.mixture)
     judge, colon, path = str(stage.evaluation.gold or "").partition(":")
     stage.evaluation.gold = f"{judge}:{here(path)}" if colon else stage.evaluation.gold

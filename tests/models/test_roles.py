@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from rlhf.errors import Refusal
@@ -330,3 +330,20 @@ def test_one_object_for_two_roles_is_refused(workshop, make_trainer):
     shared = workshop.load_reward()
     with pytest.raises(ValueError, match="two roles need two objects"):
         make_trainer(SimpleNamespace(policy=workshop.load(), reference=None, reward=shared, value=shared))
+
+
+def test_a_reference_of_its_own_is_what_its_folder_holds(workshop, tmp_path):
+    """The policy starts from another adapter than the one that it pays for leaving; that one computes as it did where it was trained."""
+    other = get_peft_model(workshop.load(), workshop.lora(task_type="CAUSAL_LM"))
+    workshop.shake(other, 9)
+    other.save_pretrained(tmp_path / "round")
+    roles = shared_roles(
+        workshop.load(), workshop.tokenizer, tmp_path / "round", workshop.reward, reference_start=workshop.sft
+    )
+    batches, mask = lay_out(PROMPTS, REPLIES, 4, 0, CPU), reply_mask(REPLIES, CPU)
+    told = (roles.reference, workshop.roles().policy, roles.policy)
+    reference, sft, policy = (forward().reply_logprobs(role, batches, mask) for role in told)
+    assert torch.equal(reference, sft) and not torch.allclose(policy, sft, atol=1e-2)
+    assert not any(parameter.requires_grad for _, parameter in roles.reference.named_parameters())
+    with pytest.raises(Refusal, match="method.reference=.*: no adapter_config.json there"):
+        shared_roles(workshop.load(), workshop.tokenizer, workshop.sft, workshop.reward, reference_start=tmp_path)

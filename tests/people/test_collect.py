@@ -95,6 +95,26 @@ def test_the_prompts_are_those_on_which_reward_models_are_least_sure(asked, monk
     assert collect.least_sure(found, [one, other])[0] is found[2]  # the only one on which they disagree
 
 
+def test_replies_are_spread_over_what_the_reward_model_sees(asked, tmp_path, monkeypatch):
+    found = [collect.Answered(PROMPTS[0], [Reply(text, "a") for text in "abcde"], [[5], [6], [7], [8], [9]])]
+    found.append(collect.Answered(PROMPTS[1], [Reply(text, "a") for text in "fg"], [[5], [6]]))
+    scores = torch.tensor([1.0, 9, 1.2, 8.8, 5, 0, 0])
+    monkeypatch.setattr(collect, "scorer", lambda stage, tokenizer, role: lambda *_: scores)
+    one = asked(spread=True, judges=asked().speakers)
+    told = [[reply.text for reply in kept.replies] for kept in collect.spread(found, one)]
+    assert told == [["a", "b", "e"], ["f", "g"]]  # both ends and the middle
+    monkeypatch.setattr(
+        collect, "scorer", lambda *_: lambda prompts, replies, rows: torch.tensor([len(r) for r in replies]) * 1.0
+    )
+    with Store(tmp_path / "a.sqlite") as store:
+        assert collect.collect(store, PROMPTS, one, limit=6).items == 6
+        assert one.collection != asked().collection and len(store.items()[0].replies) == 3
+        shown = [[reply.text for reply in item.replies] for item in store.items()]
+    drawn = collect.answers(PROMPTS, asked(replies=3 * collect.WIDE), collect.Told())
+    assert shown == [[reply.text for reply in kept.replies] for kept in collect.spread(drawn, one)]
+    assert shown != [[reply.text for reply in kept.replies[:3]] for kept in drawn]
+
+
 def test_prompts_of_a_file_come_once_and_a_bad_row_is_named(tmp_path, compose_stage):
     file, stage = tmp_path / "my.jsonl", compose_stage()
     row = '{"question": "when do you open", "facts": {"situation": "brief"}}\n'

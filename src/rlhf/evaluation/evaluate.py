@@ -29,12 +29,12 @@ def evaluate_policy(stage: Stage, tokenizer: Any, data: Any) -> dict[str, Any]:
     returns their metrics with the last training and held-out loss.
 
     Replies are greedy, as a user gets them from chat. The KL is that of the distribution, so it is measured on replies
-    sampled at temperature 1, against the weights the stage started from.
+    sampled at temperature 1, against the weights that the stage started from, or its `method.reference`.
     """
     results = last_losses(stage.path)
     if not data.test:
         return results
-    start = stage.method.start_from
+    start = stage.method.reference or stage.method.start_from
     folders = {"policy": stage.path / FINAL} | ({"reference": Path(start)} if start else {})
     roles = load_roles(stage, tokenizer, folders)
     prompts = [row["input_ids"] for row in data.test]

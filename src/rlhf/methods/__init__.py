@@ -48,7 +48,8 @@ class Method:
     - `logged`: numbers it leaves in results.json or metrics.jsonl; a `module:name` among them is a mapping of such names
     - `leaves`: what final/ holds: a policy, which can be asked, or a reward model
     - `reward`: what the monitor watches: replies that are `scored`, or the `implicit` beta * log(policy / reference)
-    - `options`: keys of the group `method` that not every method reads: learn, kwise, reward_model, reward_label
+    - `options`: keys of the group `method` that not every method reads: learn, kwise, reward_model, reward_label,
+      reference
     - `reply_length`: the argument with the longest reply that is sampled in training
     - `own_loop`: trains by rlhf.ppo and not TRL: updates of episodes, an evaluation of its own, one device, lean layers
     - `dropout`: whether the adapter's dropout stays on
@@ -140,7 +141,7 @@ METHODS: dict[str, Method] = {
         trained=("policy", "value"),
         logged=REPLIES | {"kl", "rlhf.ppo.metrics:METRICS"},
         reward="scored",
-        options=("reward_model", "reward_label"),
+        options=("reward_model", "reward_label", "reference"),
         reply_length="response_length",
         own_loop=True,
         measured=True,

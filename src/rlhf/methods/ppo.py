@@ -1,9 +1,9 @@
 """Proximal policy optimization: sample replies, score them, make the better ones likelier, pay for leaving the SFT model.
 
 maximize E[r(prompt, reply)] - kl_coef * KL(policy || reference), by clipped policy-gradient steps on advantages from a learned
-value function. Four roles share one base: the policy starts from the SFT adapter, the reference is a frozen copy of it, the reward
-is the adapter and head of the reward stage, and the value starts from a copy of them. With a text classifier as the reward the
-value starts from the SFT model and a new head. Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155.
+value function. Four roles share one base: the policy starts from the SFT adapter, the reference is a frozen copy of it, or
+`method.reference`, the reward is the adapter and head of the reward stage, and the value starts from a copy of them. With a text
+classifier as the reward the value starts from the SFT model and a new head. Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155.
 """
 
 from pathlib import Path
@@ -31,14 +31,14 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
     What the arguments, adapter configs and tokenizers tell is refused before the base is loaded; what only weights tell, after.
     """
     args = training_arguments(stage, data.eval is not None)
-    start = stage.method.start_from
+    start, apart = stage.method.start_from, stage.method.reference
     try:
         check_args(args, tokenizer, ARGS)
         if start and stage.adapter.name != "none":
             read_adapter_config(Path(start), stage.model.path, "method.start_from")
         named = named_rewards(stage, tokenizer, data.train)
         if stage.adapter.name == "none":
-            policy, reference = (load_base(stage, tokenizer, path=start) for _ in range(2))
+            policy, reference = (load_base(stage, tokenizer, path=path) for path in (start, apart or start))
             own = next((reward.source for reward in named if reward.kind == "ids"), None)
             value = load_base(stage, tokenizer, path=own or start, reward=True)
             if own is None:
@@ -48,7 +48,8 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> PPOTrainer:
             lora = None if start else lora_config(stage, "CAUSAL_LM")
             base = load_base(stage, tokenizer)
             folders = [Path(reward.source) for reward in named if reward.kind == "adapter"]
-            roles = shared_roles(base, tokenizer, Path(start) if start else None, folders, lora)
+            away = Path(apart) if apart else None
+            roles = shared_roles(base, tokenizer, Path(start) if start else None, folders, lora, reference_start=away)
             policy, reference, value = roles.policy, roles.reference, roles.value
             adapters = iter(roles.reward if isinstance(roles.reward, list) else [roles.reward])
         rewards = [

@@ -18,7 +18,7 @@ from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.roles import Role, ScalarHead, disable_dropout, width
 from rlhf.models.tokenizer import check_tokenizer
 
-START, REWARD = "method.start_from", "method.reward_model"
+START, REFERENCE, REWARD = "method.start_from", "method.reference", "method.reward_model"
 
 
 @dataclass
@@ -42,18 +42,19 @@ def shared_roles(
     reward_start: Path | Sequence[Path],
     lora: Any = None,
     *,
+    reference_start: Path | None = None,
     value_head: str = "copy",
 ) -> Roles:
     """Puts the four adapters on `base`, a causal LM, quantized or not.
 
     `policy_start` is the adapter folder that SFT left (None: a fresh LoRA from the config `lora`); the reference is a
-    frozen copy of it. `reward_start` is the adapter folder of the reward model, whose `score` head is read from the
+    frozen copy of it, or the adapter in `reference_start`. `reward_start` is the adapter folder of the reward model, whose `score` head is read from the
     same file, or several such folders, each an adapter of its own. The value starts as a trainable copy of the first
     adapter and head, or with `value_head="zero"` with a head of zeros, as in the code of Ziegler et al.; without a
     reward adapter it starts from the policy's, with a head of zeros.
 
     Raises a Refusal when a folder does not fit: another base, tokenizer, shape or target module, or no head. It names
-    the two starts as the configuration does, `method.start_from` and `method.reward_model`.
+    the starts as the configuration does, `method.start_from`, `method.reference` and `method.reward_model`.
     """
     from peft import PeftModelForCausalLM
 
@@ -72,7 +73,11 @@ def shared_roles(
     peft = PeftModelForCausalLM(base, config, adapter_name="policy")
     if policy_start:
         fill_adapter(peft, "policy", policy_start, START)
-    copy_adapter(peft, "policy", "reference")
+    if reference_start:
+        peft.add_adapter("reference", read_adapter_config(reference_start, base.config._name_or_path, REFERENCE))
+        fill_adapter(peft, "reference", reference_start, REFERENCE)
+    else:
+        copy_adapter(peft, "policy", "reference")
     folders = [reward_start] if isinstance(reward_start, str | Path) else list(reward_start)
     rewards = [_add_reward(peft, base, tokenizer, Path(folder), i) for i, folder in enumerate(folders)]
     copy_adapter(peft, str(rewards[0].adapter) if rewards else "policy", "value")

@@ -22,6 +22,7 @@ from rlhf.runs.record import check_current, finished_stage, read_run
 
 TRIES = 4  # how often each reply is drawn before a prompt is left with fewer
 OVER = 4  # candidates for each prompt that is chosen among them
+WIDE = 3  # replies to choose from for each that is shown, where they are to be spread
 TOGETHER = 50  # prompts that are answered, and kept, at once
 
 
@@ -63,6 +64,7 @@ class Asked:
     max_new_tokens: int
     seed: int
     judges: list[Speaker] = field(default_factory=list)  # reward models: prompts on which they are least sure
+    spread: bool = False  # or of each prompt the replies between which they see most
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Asked:
         """What the store knows this collection by."""
         names = (",".join(f"{one.name}@{one.run}" for one in many) for many in (self.speakers, self.judges))
         settings = {"run": next(names), "unsure": next(names), "replies": self.replies, "seed": self.seed}
-        return dumped(settings | self.sampling)
+        return dumped(settings | self.sampling | ({"spread": WIDE} if self.spread else {}))
 
 
 @dataclass
@@ -101,7 +103,7 @@ def collect(store: Store, prompts: Sequence[Prompt], asked: Asked, limit: int) -
 
     A stretch of prompts is one transaction: a killed collection goes on where it stopped, with the replies that it would have had.
     """
-    told, own, others = Told(), set(), set()
+    told, own, others, unsure = Told(), set(), set(), bool(asked.judges) and not asked.spread
     for item in store.items():
         (own if item.collection == asked.collection else others).add(dumped(item.messages))
     if len(own) >= limit:
@@ -110,11 +112,11 @@ def collect(store: Store, prompts: Sequence[Prompt], asked: Asked, limit: int) -
     for prompt in (one for one in prompts if dumped(one.messages) not in others):
         if len(first.ids(prompt)) > first.stage.dataset.max_prompt_length:
             told.long += 1
-        elif len(short) < limit * (OVER if asked.judges else 1):
+        elif len(short) < limit * (OVER if unsure else 1):
             short.append(prompt)
         else:
             break
-    if asked.judges:
+    if unsure:
         found = [one for many in _answers(short, asked, told) for one in many]
         stretches: Iterator[list[Answered]] = iter([least_sure(found, asked.judges)[:limit]])
     else:
@@ -138,18 +140,18 @@ def _answers(
         found = answers(stretch, asked, told)
         enough = [one for one in found if len(one.replies) > 1]
         told.few += len(found) - len(enough)
-        yield enough
+        yield spread(enough, asked) if asked.spread and enough else enough
 
 
 def answers(prompts: Sequence[Prompt], asked: Asked, told: Told) -> list[Answered]:
-    """Up to `asked.replies` different replies to each prompt, the runs taking turns; what was said already is drawn again.
+    """Up to `asked.replies` different replies to each prompt, WIDE times as many to spread, the runs taking turns; what was said already is drawn again.
 
     The random numbers of a draw follow from the seed and the first of these prompts.
     """
-    found = [Answered(prompt, [], []) for prompt in prompts]
+    found, wanted = [Answered(prompt, [], []) for prompt in prompts], asked.replies * (WIDE if asked.spread else 1)
     name = hashlib.sha256(dumped(prompts[0].messages).encode()).hexdigest()
-    for draw in range(TRIES * asked.replies):
-        lacking = [one for one in found if len(one.replies) < asked.replies]
+    for draw in range(TRIES * wanted):
+        lacking = [one for one in found if len(one.replies) < wanted]
         if not lacking:
             break
         speaker = asked.speakers[draw % len(asked.speakers)]
@@ -178,6 +180,33 @@ def answers(prompts: Sequence[Prompt], asked: Asked, told: Told) -> list[Answere
 def least_sure(found: Sequence[Answered], judges: Sequence[Speaker]) -> list[Answered]:
     """Answered prompts, first those on which the reward model sees least between its two best replies, or on which several disagree
     most: the mean standard deviation of their scores, each in standard deviations of its own."""
+    sure = []
+    for own in _scores(found, judges):
+        best = own[0].topk(2).values
+        sure.append(float(best[0] - best[1]) if len(judges) == 1 else -float(own.std(0, correction=0).mean()))
+    return [found[index] for index in sorted(range(len(found)), key=lambda index: sure[index])]
+
+
+def spread(found: Sequence[Answered], asked: Asked) -> list[Answered]:
+    """Of each prompt's replies `asked.replies`: those with the lowest and the highest mean score, then always the one that lies furthest
+    from those that are chosen. They stay in the order in which they were drawn."""
+    chosen = []
+    for one, table in zip(found, _scores(found, asked.judges), strict=True):
+        scores, places = table.mean(0).tolist(), range(len(one.replies))
+        kept = [
+            min(places, key=lambda i: scores[i]),
+            max(reversed(places), key=lambda i: scores[i]),
+        ]  # two, also of equals
+        while len(kept) < min(asked.replies, len(scores)):
+            rest = [place for place in places if place not in kept]
+            kept.append(max(rest, key=lambda i: min(abs(scores[i] - scores[k]) for k in kept)))
+        kept.sort()
+        chosen.append(Answered(one.prompt, [one.replies[i] for i in kept], [one.ids[i] for i in kept]))
+    return chosen
+
+
+def _scores(found: Sequence[Answered], judges: Sequence[Speaker]) -> list[Any]:
+    """`[judges, replies]` of each prompt, in standard deviations of a judge's scores of them all."""
     import torch
 
     places = [(index, place) for index, one in enumerate(found) for place in range(len(one.replies))]
@@ -188,12 +217,7 @@ def least_sure(found: Sequence[Answered], judges: Sequence[Speaker]) -> list[Ans
         scores.append(scorer(judge.stage, judge.tokenizer, judge.role)(prompts, replies, []))
     table = torch.stack(scores)
     table = (table - table.mean(1, keepdim=True)) / table.std(1, keepdim=True)
-    sure = []
-    for index in range(len(found)):
-        own = table[:, torch.tensor([where == index for where, _ in places])]
-        best = own[0].topk(2).values
-        sure.append(float(best[0] - best[1]) if len(judges) == 1 else -float(own.std(0, correction=0).mean()))
-    return [found[index] for index in sorted(range(len(found)), key=lambda index: sure[index])]
+    return list(table.split([len(one.replies) for one in found], dim=1))
 
 
 def check_judges(speakers: Sequence[Speaker], judges: Sequence[Speaker], root: Path) -> None:

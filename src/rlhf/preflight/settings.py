@@ -32,9 +32,9 @@ ALLOWED = {
 }
 
 # keys of `method` that some methods read, and what they are for the others
-OPTIONS = {"learn": "replies", "kwise": False, "reward_model": None, "reward_label": None}
+OPTIONS = {"learn": "replies", "kwise": False, "reward_model": None, "reward_label": None, "reference": None}
 NAME_MAX = 255  # bytes of a file's name on ext4, XFS, APFS (limits.h)
-PATHS_GIVEN = ("model.path", "dataset.path", "method.start_from", "run.root")
+PATHS_GIVEN = ("model.path", "dataset.path", "method.start_from", "method.reference", "run.root")
 POSITIVE = ("batch_size", "hardware.micro_batch_size", "hardware.devices", "dataset.max_length", "dataset.max_prompt_length",
             "logging.steps", "evaluation.max_new_tokens", "evaluation.batch_size")  # fmt: skip
 AT_LEAST_1, AT_LEAST_0, ABOVE_0 = (1, math.inf, ""), (0, math.inf, ""), (0, math.inf, "low")
@@ -238,7 +238,7 @@ def _rewards(stage: Stage) -> list[str]:
 
 def _files(stage: Stage, planned: Sequence[str]) -> Iterator[str]:
     """Predecessors that have not run, and templates and data files that are not there."""
-    named = [(key, _get(stage, key)) for key in ("model.path", "method.start_from")]
+    named = [(key, _get(stage, key)) for key in ("model.path", "method.start_from", "method.reference")]
     named += [("method.reward_model", value) for value in stage.method.reward_models]
     for key, value in named:
         if isinstance(value, str) and not value.startswith(PREFIX):

@@ -60,14 +60,16 @@ def _settings(stage: Stage) -> dict[str, Any]:
     if stage.debug.reply_tokens is None:
         del settings["debug"]["reply_tokens"]
     del settings["evaluation"]["gold"]  # reports ask, the stage doesn't
-    settings["method"] |= {"start_from": _portable(stage, stage.method.start_from)}
+    settings["method"] |= {key: _portable(stage, getattr(stage.method, key)) for key in ("start_from", "reference")}
+    if stage.method.reference is None:
+        del settings["method"]["reference"]
     settings["method"] |= {"reward_model": _portable(stage, stage.method.reward_models)}
     return settings
 
 
 def _weights(stage: Stage) -> tuple[str | None, ...]:
     """Everything that this stage reads weights from, by the names in its configuration."""
-    return (stage.model.path, stage.method.start_from, *stage.method.reward_models)
+    return (stage.model.path, stage.method.start_from, stage.method.reference, *stage.method.reward_models)
 
 
 def _portable(stage: Stage, path: Any) -> Any:
