@@ -69,6 +69,7 @@ class Chat:
         return application(
             [
                 *(Route(path, _file(PAGES / name)) for path, name in pages.items()),
+                Route("/favicon.ico", lambda _: Response(status_code=204)),
                 Route("/chat", self.page, methods=["POST"]),
                 Route("/v1/chat/completions", self.completions, methods=["POST"]),
                 Route("/v1/feedback", self.feedback, methods=["POST"]),

@@ -128,10 +128,9 @@ class Embedded:
         self.waiting = [line for line in self.waiting if not line.gone]
         free = self.most - sum(len(batch.rows) for batch in self.batches)
         taken, self.waiting = self.waiting[: max(free, 0)], self.waiting[max(free, 0) :]
+        self.lines |= {line.row: line for line in taken}
         for speaker in self.speakers.values():
-            own = [line for line in taken if line.speaker is speaker]
-            self.lines |= {line.row: line for line in own}
-            for rows in _stretches([line.row for line in own]):
+            for rows in _stretches([line.row for line in taken if line.speaker is speaker]):
                 self._start(speaker, rows)
 
     def _start(self, speaker: Speaker, rows: Sequence[Row]) -> None:

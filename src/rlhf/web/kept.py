@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf.errors import Refusal, ResourceError
 from rlhf.feedback.schema import Judgement, Reply
-from rlhf.feedback.store import Store, dumped
+from rlhf.feedback.store import PATIENCE, Store, dumped
 from rlhf.web.protocol import Wrong
 
 CHARACTERS = 1 << 26  # of answers that are remembered, the latest ones
@@ -56,8 +56,9 @@ class Given:
 class Kept:
     """The latest answers, and the store that gets those of which somebody said something."""
 
-    def __init__(self, store: Path) -> None:
-        self.store, self.answers, self.size, self.lock = store, OrderedDict[str, Given](), 0, threading.Lock()
+    def __init__(self, store: Path, patience: float = PATIENCE) -> None:
+        self.store, self.patience, self.lock = store, patience, threading.Lock()
+        self.answers, self.size = OrderedDict[str, Given](), 0
 
     def remember(self, name: str, given: Given) -> None:
         self.answers[name] = given
@@ -77,7 +78,7 @@ class Kept:
             raise Wrong(why, "id", "answer_not_found", 404)
         feedback.check(len(given.replies))
         try:
-            with self.lock, Store(self.store) as store, store.transaction():
+            with self.lock, Store(self.store, patience=self.patience) as store, store.transaction():
                 self._write(store, given, feedback)
         except (Refusal, ResourceError) as error:
             raise Wrong(f"not kept, say it again: {error}", status=503) from error

@@ -97,7 +97,7 @@ class Answer {
   }
 
   pairs() {
-    const words = [["A is better", [0, 1]], ["B is better", [1, 0]], ["Both the same", [0, 0]]];
+    const words = [["A is better", [0, 1]], ["B is better", [1, 0]], ["About the same", [0, 0]]];
     return [...words.map(([label, ranks]) => [label, { ranks }]), ["Neither is good", { outcome: "all bad" }]];
   }
 
@@ -132,7 +132,7 @@ class Answer {
 
   choose(ranks) {
     const best = ranks.indexOf(0);
-    this.turn.content = this.texts[best] || "…";
+    if (turns.at(-1) === this.turn) this.turn.content = this.texts[best]; // what was answered on it stays as it was
     [...this.choices.children].forEach((node, place) => {
       node.classList.toggle("chosen", ranks[0] !== ranks[1] && place === best);
       node.classList.toggle("left", ranks[0] !== ranks[1] && place !== best);
