@@ -30,9 +30,9 @@ from rlhf.benchmark.workload import SIZES, Size
 
 @dataclass
 class Measured:
-    parts: list[Literal["fixed", "natural", "growth", "sft", "support", "plan", "data", "rows", "stages", "export", "serve"]] = (
-        field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
-    )
+    parts: list[
+        Literal["fixed", "natural", "growth", "sft", "support", "plan", "data", "rows", "stages", "export", "serve"]
+    ] = field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
     size: Literal["cpu", "8b", "tiny"] = "cpu"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rollout_base: Literal["dense", "quantized"] = "dense"

@@ -72,7 +72,7 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
-    elif name in ("collect", "feedback"):
+    elif name in ("collect", "feedback", "serve"):
         module.check(own)
     elif name == "export":
         stage = to_stage(compose_config([f"recipes={own.run}"]))

@@ -55,7 +55,8 @@ def test_a_wheel_holds_the_package_and_says_what_it_is(checkout, tmp_path):
         metadata = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
         archive.extractall(tmp_path / "site")
     modules = {path.relative_to(REPO / "src").as_posix() for path in (REPO / "src/rlhf").rglob("*.py")}
-    assert {file for file in files if not file.startswith(info)} == modules and len(modules) > 80
+    pages = {path.relative_to(REPO / "src").as_posix() for path in (REPO / "src/rlhf/web/pages").iterdir()}
+    assert {file for file in files if not file.startswith(info)} == modules | pages and len(modules) > 80 and pages
     assert (metadata["Name"], metadata["Version"]) == ("rlhf-recipes", "0.1.0")
     assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Summary"] and "RLHF" in str(metadata.get_payload())

@@ -44,9 +44,7 @@ async def answer(engine, number, run=None, **settings):
 
 def together(engine, numbers, **settings):
     async def ask():
-        return await asyncio.gather(
-            *(answer(engine, number, **settings) for number in numbers), return_exceptions=True
-        )
+        return await asyncio.gather(*(answer(engine, number, **settings) for number in numbers), return_exceptions=True)
 
     return asyncio.run(ask())
 
@@ -65,6 +63,7 @@ def test_many_at_once_are_answered_as_one_by_one_and_sooner(engine):
     assert len({text for text, _, _ in single}) > 30
     assert {finish for _, finish, _ in single} <= {"stop", "length"}
     assert min(seconds["at once"]) < min(seconds["one by one"]) / 2
+    engine.close()
     assert not engine.batches and not engine.lines and not engine.waiting
 
 

@@ -98,7 +98,16 @@ def _processor(pid: int) -> float:
 
 
 def serving_table(report: dict[str, Any]) -> str:
-    head = ["answers", "one by one, s", "at once, s", "ratio", "processor, s", "at once", "ratio", "replies that differ"]
+    head = [
+        "answers",
+        "one by one, s",
+        "at once, s",
+        "ratio",
+        "processor, s",
+        "at once",
+        "ratio",
+        "replies that differ",
+    ]
     rows = [
         [
             "streamed" if row["streamed"] else "whole",

@@ -11,8 +11,10 @@ from rlhf.generation.sampling import choose, left_pad, stream
 from rlhf.models.roles import Role
 
 ROOM = 64  # tokens for which a cache has room before it grows
-NEAR = {torch.float32: 1e-3}  # two best logits this close may change places when the neighbours of a row do
-NEAR_BF16 = 0.5
+NEAR = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.5,
+}  # two best logits this close may change places when the neighbours of a row do
 
 
 class Text:
@@ -21,7 +23,9 @@ class Text:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop, self.stopped = tokenizer, tuple(stop), False
         self.ids: list[int] = []
-        self._start = self._read = 0  # tokens before `_read` were shown; decoding begins some before, for the space between two
+        self._start = self._read = (
+            0  # tokens before `_read` were shown; decoding begins some before, for the space between two
+        )
         self._held = ""
 
     def add(self, token: int) -> str:
@@ -94,6 +98,8 @@ class Batch:
         self.padded = bool((self.mask == 0).any())  # without padding the attention needs no mask, and is faster
         self.cache = decoding_cache(role.model.config, ROOM)
         self.head = role.logits_of(1.0, (pad_id,))
+        layers = [getattr(module, "compute_dtype", None) for module in role.backbone.modules()]  # of those in 4 bit
+        self.near = max(NEAR.get(dtype, max(NEAR.values())) for dtype in {role.model.dtype, *layers} - {None})
 
     @property
     def joins(self) -> bool:
@@ -152,7 +158,7 @@ class Batch:
         """The next token of each row: `[B, V]` fp32 logits -> `[B]`."""
         best, places = logits.topk(2)
         tokens = places[:, 0].clone()
-        near = best[:, 0] - best[:, 1] < NEAR.get(self.role.lm_head().weight.dtype, NEAR_BF16)
+        near = best[:, 0] - best[:, 1] < self.near
         for place, close in enumerate(near.tolist()):
             if close and not self.rows[place].temperature:
                 ids = torch.tensor([self.rows[place].ids], device=logits.device)
@@ -160,7 +166,8 @@ class Batch:
         if drawn := [place for place, row in enumerate(self.rows) if row.temperature]:
             rows = [self.rows[place] for place in drawn]
             heats, shares = (
-                logits.new_tensor([getattr(row, name) for row in rows]).unsqueeze(1) for name in ("temperature", "top_p")
+                logits.new_tensor([getattr(row, name) for row in rows]).unsqueeze(1)
+                for name in ("temperature", "top_p")
             )
             uniforms = torch.stack([row.uniforms[len(row.text.ids)] for row in rows]).to(logits.device)
             tokens[drawn] = choose(nucleus(logits[drawn] / heats, shares), uniforms)[0]
@@ -172,5 +179,7 @@ def nucleus(logits: Tensor, shares: Tensor) -> Tensor:
     if bool((shares >= 1).all()):
         return logits
     ordered, places = logits.softmax(-1).sort(-1, descending=True)
-    out = (ordered.cumsum(-1) - ordered >= shares) & (shares < 1)  # the most probable one has nothing before it: it stays
+    out = (ordered.cumsum(-1) - ordered >= shares) & (
+        shares < 1
+    )  # the most probable one has nothing before it: it stays
     return logits.masked_fill(out.gather(-1, places.argsort(-1)), float("-inf"))

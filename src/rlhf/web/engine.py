@@ -74,9 +74,7 @@ class Embedded:
             raise Wrong(f"{WAITING} requests wait already; try again later", status=429)
         limit = sampling.limit or min(room, self.limit or speaker.stage.evaluation.max_new_tokens)
         text = Text(speaker.tokenizer, sampling.stop)
-        return self._pieces(
-            Line(speaker, Row(ids, limit, text, sampling.temperature, sampling.top_p, sampling.seed))
-        )
+        return self._pieces(Line(speaker, Row(ids, limit, text, sampling.temperature, sampling.top_p, sampling.seed)))
 
     async def _pieces(self, line: Line) -> AsyncIterator[Piece]:
         self.asked.put(line)
@@ -163,6 +161,7 @@ class Embedded:
             self.lines[row].follow()
         if not batch.rows:
             del self.batches[batch]
+
 
 def _broken(line: Line, error: Exception) -> Wrong:
     why = f"{line.speaker.name} broke off in the middle of its reply: {type(error).__name__}: {error}"

@@ -67,7 +67,12 @@ class Sampling:
     def told(self, **more: Any) -> dict[str, Any]:
         """What the store keeps of it."""
         found = {"temperature": self.temperature, "max_new_tokens": self.limit}
-        return found | ({"top_p": self.top_p} if self.top_p < 1 else {}) | ({"stop": self.stop} if self.stop else {}) | more
+        return (
+            found
+            | ({"top_p": self.top_p} if self.top_p < 1 else {})
+            | ({"stop": self.stop} if self.stop else {})
+            | more
+        )
 
 
 class Part(BaseModel):

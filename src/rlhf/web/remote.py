@@ -28,10 +28,14 @@ class Remote:
             with openai.OpenAI(**options, timeout=PATIENCE) as client:
                 served = [model.id for model in client.models.list()]
         except openai.AuthenticationError as error:
-            raise Refusal("engine", url, f"does not take the key: {error.message}", fix=f"{KEY}=... before the command") from error
+            raise Refusal(
+                "engine", url, f"does not take the key: {error.message}", fix=f"{KEY}=... before the command"
+            ) from error
         except openai.APIStatusError as error:
             why = f"is no server of the OpenAI protocol: GET {url}/models says {error.status_code}"
-            raise Refusal("engine", url, why, fix="the address up to /v1, e.g. engine=http://127.0.0.1:8080/v1") from error
+            raise Refusal(
+                "engine", url, why, fix="the address up to /v1, e.g. engine=http://127.0.0.1:8080/v1"
+            ) from error
         except (openai.OpenAIError, ValueError, TypeError) as error:
             why = f"nothing answers there ({error.__cause__ or error})"
             raise Refusal("engine", url, why, fix="start that server first; or engine=embedded") from error
@@ -45,10 +49,10 @@ class Remote:
         asked = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
         asked |= {"stop": list(sampling.stop)} if sampling.stop else {}
         asked |= {"max_tokens": limit} if (limit := sampling.limit or self.limit) else {}
-        options: Any = asked | {"stream": True, "stream_options": {"include_usage": True}}
+        options: Any = asked | {"model": self.models[run], "messages": messages}
         try:
-            stream: Any = await self.client.chat.completions.create(
-                model=self.models[run], messages=messages, **options  # pyright: ignore[reportArgumentType]
+            stream = await self.client.chat.completions.create(
+                stream=True, stream_options={"include_usage": True}, **options
             )
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
