@@ -49,7 +49,7 @@ def front(engine, tmp_path_factory):
 def test_requests_at_once_take_a_quarter_of_the_time_and_say_the_same(root):
     """By the processor, which others may want too. This model says little: test_engine.py compares what is said, docs/serving.md has
     the recipe's run by the clock."""
-    whole, streamed = measure_serving(root, "support/ppo", 1, limit=16)["rows"]
+    whole, streamed = measure_serving(root, "support/ppo", 1, limit=8)["rows"]
     assert whole["differ"] == streamed["differ"] == 0 and REQUESTS == 32
     single, together = whole["processor_seconds"]
     assert 0 < together <= single / 4
