@@ -15,7 +15,6 @@ shows agreement, as src/feedback.py tells it. Learn from it: dataset=feedback.
 
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -44,8 +43,10 @@ def check(own: Arguments) -> None:
 
 def main(own: Arguments) -> None:
     check(own)
-    if own.mode == "page" and (absent := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]):
-        raise Refusal("mode", own.mode, f"{' and '.join(absent)} not installed", fix="make web")
+    if own.mode == "page":
+        from rlhf.web import check_installed
+
+        check_installed()
     from rlhf.feedback.store import FILE, Store
     from rlhf.people import desk
 

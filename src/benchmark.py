@@ -9,14 +9,15 @@ parts      fixed: time and memory of an update when every reply has the same len
            data: time of preparing rows beside datasets.map over apply_chat_template; rows: memory and time of preparing 20,000
            and 200,000 rows of 1,200 tokens, and of finding them again; stages: what each stage of zephyr-7b and tulu3-8b takes
            to prepare 50,000 rows, beside what src/plan.py says; export: logits and replies of each way out of a recipe's runs (src/export.py),
-           and of two wrong ones, beside the run's, on asked= of its prompts
+           and of two wrong ones, beside the run's, on asked= of its prompts;
+           serve: 32 requests to src/serve.py one by one and at once (recipe=support, its finished stage ppo)
 size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU; tiny: seconds, for a test.
            Any field of it can be set: layers=, width=, prompts=, grown=, reply_tokens=, epochs=, micro_batch=, updates=, ...
 device     auto, cpu or cuda
 rollout_base   dense (unless told otherwise) or quantized: we sample from a copy of the base dequantized once a rollout, or from its 4 bits
 repeats    measurements of each contender, in alternation, each in a process of its own; medians are reported
 
-Prints the table and writes runs/benchmark/report.json (support.json, export-<recipe>.json, plan.json, data.json, rows.json, stages.json); with page= also between that file's markers.
+Prints the table and writes runs/benchmark/report.json (support.json, export-<recipe>.json, plan.json, data.json, rows.json, stages.json, serve.json); with page= also between that file's markers.
 """
 
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -29,9 +30,9 @@ from rlhf.benchmark.workload import SIZES, Size
 
 @dataclass
 class Measured:
-    parts: list[Literal["fixed", "natural", "growth", "sft", "support", "plan", "data", "rows", "stages", "export"]] = (
-        field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
-    )
+    parts: list[
+        Literal["fixed", "natural", "growth", "sft", "support", "plan", "data", "rows", "stages", "export", "serve"]
+    ] = field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
     size: Literal["cpu", "8b", "tiny"] = "cpu"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rollout_base: Literal["dense", "quantized"] = "dense"

@@ -61,8 +61,8 @@ def main(own: Arguments) -> None:
     from rlhf.people import collect, prompts
 
     root = Path(own.run_root)
-    speakers = [collect.Speaker.load(root, name) for name in own.run]
-    judges = [collect.Speaker.load(root, name, scores=True) for name in own.reward or []]
+    speakers = collect.Speaker.load(root, own.run)
+    judges = collect.Speaker.load(root, own.reward or [], scores=True)
     collect.check_judges(speakers, judges, root)
     stage = speakers[0].stage
     asked = prompts.of_file(Path(own.prompts), stage) if own.prompts else prompts.unseen(stage, root, own.seed)

@@ -17,7 +17,6 @@ from rlhf.errors import ConfigError
 from rlhf.methods import METHODS
 from rlhf.preflight.plan import resolve
 from rlhf.preflight.settings import check_settings
-from rlhf.rounds.plan import Rounds
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline
 from tests.helpers import door_module
@@ -73,10 +72,7 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
-    elif name == "rounds":
-        plan = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name, own.arms)
-        yield from (run.stage for points in plan.points.values() for one in points for run in (one.reward, one.policy))
-    elif name in ("annotate", "collect", "feedback"):
+    elif name in ("annotate", "collect", "feedback", "serve"):
         module.check(own)
     elif name == "export":
         stage = to_stage(compose_config([f"recipes={own.run}"]))

@@ -1,73 +1,41 @@
 """A conversation in the terminal with one finished run, streamed, or with several side by side."""
 
+import secrets
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rlhf.data.contract import BadRow, Dialogue, Messages
-from rlhf.files import FINAL
 from rlhf.output.tables import printable
 from rlhf.process import quiet
 
-
-@dataclass
-class Speaker:
-    """A finished run that answers."""
-
-    name: str
-    role: Any
-    tokenizer: Any
-    renderer: Any
-
-    def answer(self, messages: Messages, temperature: float, limit: int) -> Iterator[str]:
-        """The reply, piece by piece as it is written; ends at an EOS id or after `limit` tokens."""
-        import torch
-
-        from rlhf.generation.sampling import choose
-        from rlhf.models.tokenizer import stops
-
-        ids = self.renderer.prompt(Dialogue(messages))
-        head = self.role.logits_of(temperature or 1.0, (self.tokenizer.pad_token_id,))
-        ends, written = stops(self.tokenizer, self.role.model), []
-        cache, shown, feed = None, "", torch.tensor([ids], device=self.role.device)
-        with torch.no_grad(), self.role.active():
-            for _ in range(limit):
-                output = self.role.backbone(input_ids=feed, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
-                uniform = torch.rand(1, dtype=torch.float64).to(self.role.device) if temperature else None
-                token = int(choose(head(output.last_hidden_state[:, -1]), uniform)[0])
-                if token in ends:
-                    return
-                written.append(token)
-                text = self.tokenizer.decode(written, skip_special_tokens=True)
-                if not text.endswith("\ufffd"):  # half a character waits for its other half
-                    yield text[len(shown) :]
-                    shown = text
-                feed = feed.new_tensor([[token]])
+if TYPE_CHECKING:
+    from rlhf.people.collect import Speaker
 
 
-def load(root: Path, name: str) -> Speaker:
-    """The policy that a finished run left, on the base and in the quantization it was trained with."""
-    from rlhf.models.shared import load_roles
-    from rlhf.models.tokenizer import prompt_renderer, saved_tokenizer
-    from rlhf.runs.record import finished_stage
+def answer(speaker: "Speaker", messages: Messages, temperature: float, limit: int) -> Iterator[str]:
+    """The reply, piece by piece as it is written; ends at an EOS id or after `limit` tokens."""
+    from rlhf.generation.rows import Batch, Row, Text
+    from rlhf.models.tokenizer import stops
 
-    folder = root / name
-    stage = finished_stage(folder, root)
-    tokenizer = saved_tokenizer(folder / FINAL)
-    role = load_roles(stage, tokenizer, {"policy": folder / FINAL})["policy"]
-    return Speaker(f"{folder.parent.name}/{folder.name}", role, tokenizer, prompt_renderer(stage, tokenizer))
+    tokenizer, ids = speaker.tokenizer, speaker.renderer.prompt(Dialogue(messages))
+    row = Row(ids, limit, Text(tokenizer), temperature, seed=secrets.randbits(31))
+    batch = Batch(speaker.role, [row], stops(tokenizer, speaker.role.model), tokenizer.pad_token_id)
+    while not row.done:
+        batch.step()
+        yield row.piece
 
 
 def chat(root: Path, runs: list[str], temperature: float, limit: int) -> None:
     """Read a line, answer it, until the input ends."""
     quiet()
-    speakers = [load(root, name) for name in runs]
+    from rlhf.people.collect import Speaker
+
+    speakers = Speaker.load(root, runs)
     heard: list[Messages] = [[] for _ in speakers]
     print("  ".join(speaker.name for speaker in speakers) + "   (/new forgets, /quit leaves)", flush=True)
     while True:
@@ -88,7 +56,7 @@ def chat(root: Path, runs: list[str], temperature: float, limit: int) -> None:
             messages.append({"role": "user", "content": line})
             pieces = []
             try:
-                for piece in speaker.answer(messages, temperature, limit):
+                for piece in answer(speaker, messages, temperature, limit):
                     pieces.append(piece)
                     if len(speakers) == 1:
                         sys.stdout.write(printable(piece))

@@ -165,5 +165,6 @@ def test_the_door_offers_every_size_part_and_field():
         "rows",
         "stages",
         "export",
+        "serve",
     )
     assert {field.name for field in fields(Size)} < set(own)

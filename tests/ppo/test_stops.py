@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 from datasets import Dataset
 
-from rlhf.chat import Speaker
+from rlhf import chat
 from rlhf.evaluation.evaluate import answer
 from rlhf.generation.sampling import sample_replies, stream
 from rlhf.methods import ppo
 from rlhf.models.shared import load_roles
+from rlhf.people.collect import Speaker
 
 LIMIT = 6
 
@@ -41,9 +42,8 @@ def test_two_ids_end_a_reply_in_training_evaluation_and_chat(workshop, stage_of,
     metrics = trainer.evaluate()
     assert metrics["eval_objective/eos_rate"] == sum(sample["ended"] for sample in samples) / 8 > 0
     assert metrics["eval_objective/length"] == sum(sample["length"] for sample in samples) / 8 < LIMIT
-    speaker = Speaker(
-        "policy", policy(), workshop.tokenizer, SimpleNamespace(prompt=lambda dialogue: dialogue.messages)
-    )
+    renderer = SimpleNamespace(prompt=lambda dialogue: dialogue.messages)
+    speaker = Speaker("policy", stage, workshop.tokenizer, renderer, policy(), "", "")
     for prompt, ids in zip(prompts, wanted, strict=True):
-        said = "".join(speaker.answer(prompt, 0.0, LIMIT))
+        said = "".join(chat.answer(speaker, prompt, 0.0, LIMIT))
         assert said == workshop.tokenizer.decode([i for i in ids if i != second], skip_special_tokens=True)

@@ -230,8 +230,8 @@ def test_what_the_door_refuses(tmp_path, more, words):
 def test_the_packages_of_the_web_are_asked_for_where_they_are_needed(tmp_path, monkeypatch, capsys):
     """The page needs them, the terminal does not."""
     filled(tmp_path / "mine/feedback.sqlite", 1)
-    monkeypatch.setattr(door_module("annotate"), "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match="mode=page: starlette and uvicorn not installed\n  fix: make web"):
+    monkeypatch.setattr("rlhf.web.find_spec", lambda name: None)
+    with pytest.raises(Refusal, match="(?s)web=starlette, uvicorn, openai: is not installed.*fix: make web"):
         annotate(tmp_path)
     monkeypatch.setattr("builtins.input", lambda _: "quit")
     annotate(tmp_path, mode="terminal", annotator="ann")

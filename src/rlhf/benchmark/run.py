@@ -58,6 +58,11 @@ def benchmark(
         quiet()
         found = compare_exports(root, recipe, prompts)
         _publish(folder / f"export-{recipe}.json", found, exports_table(found), page, f"export-{recipe}")
+    if "serve" in parts:
+        from rlhf.benchmark.serving import measure_serving, serving_table
+
+        found = measure_serving(root, f"{recipe}/ppo", repeats)
+        _publish(folder / "serve.json", found, serving_table(found), page, "serve")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet

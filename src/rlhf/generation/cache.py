@@ -46,6 +46,24 @@ class RoomyLayer(DynamicLayer):
         self.buffers = [buffer[indices] for buffer in self.buffers]
         self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
 
+    def trim(self, lead: int) -> None:
+        """Forgets the first `lead` tokens of every row."""
+        self.length -= lead
+        self.buffers = [buffer[:, :, lead:] for buffer in self.buffers]
+        self.keys, self.values = (buffer[:, :, : self.length] for buffer in self.buffers)
+
+    def join(self, other: "RoomyLayer") -> None:
+        """Takes the rows of another layer in, the shorter ones padded on the left: with zeros, since what is masked is multiplied by 0."""
+        length, first = max(self.length, other.length), self.buffers[0].shape[0]
+        for i, (mine, theirs) in enumerate(zip(self.buffers, other.buffers, strict=True)):
+            rows, heads, _, size = theirs.shape
+            whole = mine.new_zeros(first + rows, heads, length + self.room, size)
+            whole[:first, :, length - self.length : length] = mine[:, :, : self.length]
+            whole[first:, :, length - other.length : length] = theirs[:, :, : other.length]
+            self.buffers[i] = whole
+        self.length = length
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
 
 def decoding_cache(config: Any, new_tokens: int) -> Any:
     """A cache for one chunk of prompts; layers that slide or recur keep their own kind."""

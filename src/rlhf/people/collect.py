@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,28 @@ class Speaker:
     adapter: str
 
     @classmethod
-    def load(cls, root: Path, name: str, scores: bool = False) -> "Speaker":
-        """Raises ConfigError or DataError where there is no such run, or it is not the one that it was."""
-        folder, final = root / name, root / name / FINAL
-        stage = finished_stage(folder, root, reward=scores)
-        check_current(folder, stage)
-        tokenizer, run = saved_tokenizer(final), read_run(folder)
-        of: Any = {"reward": final} if scores else {}
-        role = load_roles(stage, tokenizer, {} if scores else {"policy": final}, **of)["reward" if scores else "policy"]
+    def load(cls, root: Path, names: Sequence[str], scores: bool = False) -> "list[Speaker]":
+        """Runs on one base share it in memory. Raises ConfigError or DataError where there is no such run, or it is not the one that it
+        was."""
+        stages, bases = {}, dict[str, list[str]]()
+        for name in dict.fromkeys(names):
+            stages[name] = stage = finished_stage(root / name, root, reward=scores)
+            check_current(root / name, stage)
+            alone = scores or stage.adapter.name == "none"
+            key = name if alone else dumped([asdict(stage.model), asdict(stage.quantization), asdict(stage.hardware)])
+            bases.setdefault(key, []).append(name)
+        tokenizers = {name: saved_tokenizer(root / name / FINAL) for name in stages}
+        roles = {}
+        for own in bases.values():
+            folders: dict[str, Any] = {f"run{number}": root / name / FINAL for number, name in enumerate(own)}
+            of: Any = {"folders": {}, "reward": folders["run0"]} if scores else {"folders": folders}
+            loaded = load_roles(stages[own[0]], tokenizers[own[0]], **of)
+            roles |= zip(own, loaded.values(), strict=True)
+        return [cls._of(root, name, stages[name], tokenizers[name], roles[name]) for name in names]
+
+    @classmethod
+    def _of(cls, root: Path, name: str, stage: Stage, tokenizer: Any, role: Any) -> "Speaker":
+        run = read_run(root / name)
         weights = hashlib.sha256(json.dumps(run.get("final", {}), sort_keys=True).encode()).hexdigest()[:16]
         return cls(name, stage, tokenizer, prompt_renderer(stage, tokenizer), role, str(run.get("id")), weights)
 

@@ -103,11 +103,11 @@ def application(routes: Sequence[BaseRoute]) -> Starlette:
 
 
 def _answer(error: HTTPException) -> JSONResponse:
-    return said(error.status_code, error.detail, error.headers)
+    return said(error.status_code, error.detail, error.headers, **getattr(error, "more", {}))
 
 
-def said(status: int, why: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def said(status: int, why: str, headers: Mapping[str, str] | None = None, **more: str | None) -> JSONResponse:
     """An error in the form of the OpenAI protocol, which our pages read too."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    body = {"error": {"message": why, "type": kind, "param": None, "code": None}}
+    body = {"error": {"message": why, "type": kind, "param": None, "code": None} | more}
     return JSONResponse(body, status_code=status, headers=headers)

@@ -25,11 +25,16 @@ def alone(store: Path) -> Iterator[None]:
     """Holds a store for this server; a killed one lets go of it.
 
     Raises:
-        Refusal: another server holds it.
+        Refusal: another server holds it, or its folder takes no file.
     """
     path = store.with_name(store.name + LOCK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        why = f"cannot be written ({error.strerror})"
+        raise Refusal("feedback", store, why, fix="run.root= a folder that can") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
