@@ -114,6 +114,7 @@ METHODS: dict[str, Method] = {
         roles=("policy", "reference"),
         trained=("policy",),
         logged=LOSSES | REPLIES | {"kl"} | held_out(PAIRS),
+        options=("kwise",),
         reward="implicit",
         smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
         measured=True,
