@@ -4,7 +4,7 @@ Each reply sees the prompt and itself, at the positions it would have alone, so 
 (prefix sharing, arXiv:2410.20305): P + K R tokens in place of K (P + R).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class Ranking(NamedTuple):
     replies: Sequence[Sequence[int]]
 
 
-def grouped(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def grouped(pairs: Iterable[Any]) -> list[dict[str, Any]]:
     """Pairs to rankings, each with its prompt and different replies, and its pairs as positions among them; `length` is that of all."""
     found: dict[tuple[int, ...], dict[str, Any]] = {}
     for pair in pairs:

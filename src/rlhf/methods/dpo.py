@@ -60,6 +60,7 @@ class SidesCollator:
         scored = [value for row in found for value in row.get("reference", [])]
         lengths = [len(row["prompt_ids"]) + len(reply) for row in found for reply in row["replies"]]
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        tensors["input_ids"] = tensors.pop("ids")
         tensors |= {"reference": torch.tensor(scored)} if scored else {}
         return tensors | {"sides": torch.tensor(sides), "lengths": torch.tensor(lengths)}
 
@@ -93,13 +94,14 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         pairs["ref_chosen_logps"], pairs["ref_rejected_logps"] = self._reference(inputs, batch, sides, mask).chunk(2)
         outputs = SimpleNamespace(logits=_two_logits(ours))
         loss = super()._compute_loss(lambda **_: outputs, pairs, False)
-        logged = self._metrics["train" if self.model.training else "eval"]
+        logged = self._metrics["train" if self.roles[0].model.training else "eval"]
         for name, value in _told(torch.cat([looked[start] for start in sorted(looked)]), batch, sides):
             logged[name][-1] = value
         return (loss, outputs) if return_outputs else loss
 
     def _forward(self) -> Forward:
-        return Forward(1.0, (), CHUNK, self.accelerator.autocast)
+        autocast: Any = self.accelerator.autocast
+        return Forward(1.0, (), CHUNK, autocast)
 
     def _reference(self, inputs: dict[str, Tensor], batch: MicroBatch, sides: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities of the replies of the pairs under the reference, `[2 pairs]`; in LD-DPO a token behind the end of the
@@ -116,12 +118,12 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
     def _precompute_ref_logps(self, dataset, name, batch_size):
         """Rows with `reference`, the log-probability of each of their replies before training: each reply is read once, and what was
         computed is found again by the tokens and the weights, by another run too."""
-        if self.ld_alpha is not None or not self.args.precompute_ref_log_probs:
+        args: Any = self.args
+        if self.ld_alpha is not None or not args.precompute_ref_log_probs:
             return dataset  # asked beside the policy
-        found = list(dataset) if "replies" in dataset.column_names else grouped(dataset)
-        key = store.key(
-            hash_module(self.roles[1].model if self.ref_model else self.model), self.accelerator.mixed_precision, found
-        )
+        found: list[Any] = list(dataset) if "replies" in dataset.column_names else grouped(dataset)
+        weights: Any = self.roles[1].model if self.ref_model else self.model
+        key = store.key(hash_module(weights), self.accelerator.mixed_precision, found)
         file = store.cache() / f"reference-{key}.npy"
         if file.is_file():
             flat = np.load(file, allow_pickle=False).tolist()
@@ -153,12 +155,12 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
             return _table(self._forward().logprobs(self.roles[1], batch), batch).sum(1).tolist()
 
 
-FIELDS = ("ids", "row", "state", "target", "batch_row", "step", "last", "positions", "segments")
+FIELDS = ("row", "state", "target", "batch_row", "step", "last", "positions", "segments")
 CHUNK = 128  # tokens whose logits are in memory at once
 
 
 def _batch(inputs: dict[str, Tensor]) -> MicroBatch:
-    return MicroBatch(**{name: inputs.get(name) for name in FIELDS}, rows=[])  # pyright: ignore[reportArgumentType]
+    return MicroBatch(inputs["input_ids"], **{name: inputs.get(name) for name in FIELDS}, rows=[])  # pyright: ignore[reportArgumentType]
 
 
 def _table(values: Tensor, batch: MicroBatch) -> Tensor:
