@@ -23,6 +23,7 @@ from rlhf.data.prepare import Prepared
 from rlhf.generation.batches import MicroBatch
 from rlhf.generation.logprobs import Forward
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
+from rlhf.methods import METHODS
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
@@ -101,7 +102,7 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
 
     def _forward(self) -> Forward:
         autocast: Any = self.accelerator.autocast
-        return Forward(1.0, (), CHUNK, autocast)
+        return Forward(1.0, (), METHODS["dpo"].chunk, autocast)
 
     def _reference(self, inputs: dict[str, Tensor], batch: MicroBatch, sides: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities of the replies of the pairs under the reference, `[2 pairs]`; in LD-DPO a token behind the end of the
@@ -156,7 +157,6 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
 
 
 FIELDS = ("row", "state", "target", "batch_row", "step", "last", "positions", "segments")
-CHUNK = 128  # tokens whose logits are in memory at once
 
 
 def _batch(inputs: dict[str, Tensor]) -> MicroBatch:
