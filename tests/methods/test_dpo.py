@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from trl.trainer.dpo_config import DPOConfig
 
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
-from rlhf.methods.dpo import SharedDPOTrainer, SidesCollator, TokenizedDPOTrainer
+from rlhf.methods.dpo_once import SharedDPOTrainer, SidesCollator, TokenizedDPOTrainer
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from tests.workshop import words

@@ -1,9 +1,10 @@
 """The same for methods that learn from rankings: stock TRL's trainer on pairs, and ours, which reads each token once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.benchmark.contenders import Contender, arguments
+from rlhf.benchmark.contenders import BUILDERS, Contender, arguments
 from rlhf.benchmark.workload import Task, Workload
 
 
@@ -11,26 +12,38 @@ from rlhf.benchmark.workload import Task, Workload
 class Work:
     """Rankings of `k` replies, with lengths as shares of the size's reply length."""
 
-    method: str
     k: int
     prompt: float
     reply: float
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of a ranking."""
+        return self.k * (self.k - 1) // 2
+
 
 WORKS = {
-    "dpo_rankings": Work("dpo", 4, 0.5, 1.0),
-    "dpo_pairs": Work("dpo", 2, 1.0, 1.0),
-    "dpo_long_prompts": Work("dpo", 2, 1.5, 0.5),
+    "dpo_rankings": Work(4, 0.5, 1.0),
+    "dpo_pairs": Work(2, 1.0, 1.0),
+    "dpo_long_prompts": Work(2, 1.5, 0.5),
 }
+
+
+def builder(task: Task) -> Callable[[Workload, Task], Contender]:
+    """What makes the trainer of a task."""
+    return {**BUILDERS, **{f"{work}/stock": stock for work in WORKS}, **{f"{work}/ours": ours for work in WORKS}}[
+        task.contender
+    ]
 
 
 def stock(work: Workload, task: Task) -> Contender:
     """TRL's DPOTrainer on a PEFT model, which keeps its own copy of the adapter as the reference."""
-    from rlhf.methods.dpo import TokenizedDPOTrainer
+    from rlhf.methods.dpo_once import TokenizedDPOTrainer
 
     rows, pairs = _rows(work, task)
     model, args = _model(work, task, pairs)
-    return Contender(TokenizedDPOTrainer(model, None, args, train_dataset=rows, processing_class=work.tokenizer()))
+    made = TokenizedDPOTrainer(model, None, args, train_dataset=rows, processing_class=work.tokenizer())
+    return Contender(made, lengths=_lengths(work, task))
 
 
 def ours(work: Workload, task: Task) -> Contender:
@@ -38,12 +51,13 @@ def ours(work: Workload, task: Task) -> Contender:
     from datasets import Dataset
 
     from rlhf.generation.rankings import grouped
-    from rlhf.methods.dpo import trainer
+    from rlhf.methods.dpo_once import trainer
 
     rows, pairs = _rows(work, task)
     model, args = _model(work, task, pairs)
     args.per_device_train_batch_size //= pairs
-    return Contender(trainer(model, None, args, work.tokenizer(), Dataset.from_list(grouped(rows)), longest=1024))
+    made = trainer(model, None, args, work.tokenizer(), Dataset.from_list(grouped(rows)), longest=1024)
+    return Contender(made, lengths=_lengths(work, task))
 
 
 def _model(work: Workload, task: Task, pairs: int) -> tuple[Any, Any]:
@@ -52,6 +66,11 @@ def _model(work: Workload, task: Task, pairs: int) -> tuple[Any, Any]:
 
     model: Any = PeftModel.from_pretrained(work.load(), str(work.folder / "sft"), is_trainable=True)
     return model, DPOConfig(**_arguments(work, task, pairs), max_length=None)
+
+
+def _lengths(work: Workload, task: Task) -> list[list[int]]:
+    what = WORKS[task.contender.partition("/")[0]]
+    return [[round(what.reply * work.size.reply_tokens)] * what.k * task.prompts] * task.updates
 
 
 def _rankings(work: Workload, pairs: int) -> int:
@@ -65,7 +84,7 @@ def _arguments(work: Workload, task: Task, pairs: int) -> dict[str, Any]:
 
 
 def _rows(work: Workload, task: Task) -> tuple[Any, int]:
-    """Every pair of `task.prompts` rankings an update, in order, and how many a ranking has."""
+    """Every pair of `task.prompts` rankings an update, and how many a ranking has."""
     from datasets import Dataset
 
     what, limit = WORKS[task.contender.partition("/")[0]], work.size.reply_tokens
@@ -80,4 +99,4 @@ def _rows(work: Workload, task: Task) -> tuple[Any, int]:
             for worse in range(better + 1, what.k):
                 pair = {"prompt_ids": ids, "chosen_ids": own[better], "rejected_ids": own[worse]}
                 rows.append(pair | {"ranking": ranking, "k": what.k, "length": prompt + reply})
-    return Dataset.from_list(rows), what.k * (what.k - 1) // 2
+    return Dataset.from_list(rows), what.pairs
