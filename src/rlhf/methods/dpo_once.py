@@ -105,7 +105,8 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         pairs["ref_chosen_logps"], pairs["ref_rejected_logps"] = self._reference(inputs, batch, sides, mask).chunk(2)
         outputs = SimpleNamespace(logits=_two_logits(ours))
         loss = super()._compute_loss(lambda **_: outputs, pairs, False)
-        logged = self._metrics["train" if self.roles[0].model.training else "eval"]
+        trained: Any = self.model
+        logged = self._metrics["train" if trained.training else "eval"]
         for name, value in _told(torch.cat([looked[start] for start in sorted(looked)]), batch, sides):
             logged[name][-1] = value
         return (loss, outputs) if return_outputs else loss

@@ -5,10 +5,10 @@ rewards are learned, so a small pull of the mean to zero fixes the level. Ouyang
 """
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from rlhf.config import Stage
@@ -123,7 +123,7 @@ class RankingTrainer(RewardTrainer):
             with self.accelerator.autocast():
                 hidden = role.hidden(inputs["input_ids"], mask, inputs.get("positions"))
                 logits = role.model.score(hidden[inputs["rows"], inputs["last"]])
-            return SimpleNamespace(logits=logits.float()[sides])
+            return SequenceClassifierOutput(logits=logits.float()[sides])
 
         inputs["attention_mask"] = inputs["last"] + 1 if segments is None else segments >= 0  # whose sum TRL logs
         args: Any = self.args
