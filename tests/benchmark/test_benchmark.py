@@ -17,12 +17,13 @@ from rlhf.errors import ConfigError
 from tests.helpers import door_module
 
 TINY = SIZES["tiny"]
-PARTS = ("fixed", "natural", "growth", "sft")
+PARTS = ("fixed", "natural", "growth", "sft", "dpo")
 
 
 @pytest.mark.slow
 def test_the_tiny_size_measures_every_part(door, tmp_path):
-    done = door("benchmark.py", "size=tiny", "repeats=1", "threads=1", f"run.root={tmp_path}")
+    parts = f"parts=[{','.join(PARTS)}]"
+    done = door("benchmark.py", parts, "size=tiny", "repeats=1", "threads=1", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "benchmark" / "report.json").read_text())
     for part, key in BARS:
@@ -35,7 +36,9 @@ def test_the_tiny_size_measures_every_part(door, tmp_path):
         task, lengths = row["task"], row["reply_tokens"]
         assert len(row["seconds"]) == task["updates"] == len(lengths)
         assert row["above_weights_mb"] > 0 and row["peak_mb"] > row["loaded_mb"] > row["weights_mb"] > 0
-        if task["replies"] == "fixed":
+        if "/" in task["contender"]:
+            assert lengths[0] in (TINY.reply_tokens, TINY.reply_tokens / 2)
+        elif task["replies"] == "fixed":
             assert lengths == [TINY.reply_tokens] * task["updates"]
         else:
             assert 2 <= lengths[0] < 0.8 * TINY.reply_tokens
@@ -71,7 +74,9 @@ def test_ratios_are_of_medians_of_warm_updates():
     found = []
     for repeat, factor in enumerate((1.0, 1.1, 5.0)):
         for task in tasks(PARTS, TINY):
-            seconds, memory = {"stock": (8.0, 1000.0), "ours": (4.0, 200.0), "sft": (1.0, 160.0)}[task.contender]
+            seconds, memory = {"stock": (8.0, 1000.0), "ours": (4.0, 200.0), "sft": (1.0, 160.0)}[
+                task.contender.rpartition("/")[2]
+            ]
             grown = 1.05 if task.prompts == TINY.grown else 1.0
             task = type(task)(**(vars(task) | {"seed": repeat + 1}))
             found.append(measured(task, [100.0, seconds * factor], memory * grown))
@@ -79,6 +84,9 @@ def test_ratios_are_of_medians_of_warm_updates():
     assert report["fixed"]["time_ratio"] == report["natural"]["time_ratio"] == pytest.approx(0.5)
     assert report["fixed"]["stock"]["seconds"] == pytest.approx(8.8)
     assert report["fixed"]["memory_ratio"] == pytest.approx(0.2)
+    assert report["dpo_pairs"]["time_ratio"] == pytest.approx(0.5) and report["dpo_rankings"][
+        "memory_ratio"
+    ] == pytest.approx(0.2)
     assert report["rollout_growth"]["memory_ratio"] == pytest.approx(1.05)
     assert report["ppo_over_sft"]["memory_ratio"] == pytest.approx(1.25)
     ours = report["natural"]["ours"]
@@ -95,7 +103,7 @@ def test_ratios_are_of_medians_of_warm_updates():
 
 def test_a_measurement_that_two_parts_need_is_made_once():
     names = [(task.contender, task.replies, task.prompts) for task in tasks(PARTS, TINY)]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 13
     assert [task.contender for task in tasks(("sft",), TINY)] == ["sft", "ours"]
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from rlhf.methods.reward import PairCollator, RankingCollator, RankingTrainer, joined, rankings
+from rlhf.generation.rankings import grouped
+from rlhf.methods.reward import PairCollator, RankingCollator, RankingTrainer, joined
 
 PAD = 0
 
@@ -55,8 +56,8 @@ def _trainer(tmp_path, model, center=None):
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="w2")), pad_token="<pad>", eos_token="</s>"
     )
     args = RewardConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, center_rewards_coefficient=center)
-    split = rankings(_pairs([2, 2]))
-    return RankingTrainer(model, args, RankingCollator(PAD), split, None, processing_class=tokenizer)
+    split = datasets.Dataset.from_list(grouped(_pairs([2, 2])))
+    return RankingTrainer(model, args, RankingCollator(PAD, True), split, None, processing_class=tokenizer)
 
 
 def _scores(model, pairs, side):
@@ -65,20 +66,27 @@ def _scores(model, pairs, side):
 
 
 def _loss(trainer, pairs):
-    return float(trainer.compute_loss(trainer.model, RankingCollator(PAD)(list(rankings(pairs)))))
+    beside, apart = (
+        float(trainer.compute_loss(trainer.model, RankingCollator(PAD, share)(grouped(pairs))))
+        for share in (True, False)
+    )
+    assert beside == pytest.approx(apart, abs=1e-6)
+    return beside
 
 
 def test_a_ranking_reads_each_reply_once_and_keeps_every_pair():
-    rows = rankings(_pairs([4, 3], ties=[(0, 1, 2)]))
-    assert [len(row["sequences"]) for row in rows] == [4, 3]
-    assert [len(row["chosen"]) for row in rows] == [5, 3] and rows["k"] == [4, 3]
-    batch = RankingCollator(PAD)(list(rows))
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (7, 8)
-    assert batch["weight"].tolist() == pytest.approx([1 / 6] * 5 + [1 / 3] * 3)
     pairs = _pairs([4, 3], ties=[(0, 1, 2)])
+    rows = grouped(pairs)
+    assert [len(row["replies"]) for row in rows] == [4, 3]
+    assert [len(row["chosen"]) for row in rows] == [5, 3] and [row["k"] for row in rows] == [4, 3]
+    batch = RankingCollator(PAD, False)(rows)
+    assert batch["input_ids"].shape == (7, 8) and batch["rows"].tolist() == [*range(7)]
+    assert batch["weight"].tolist() == pytest.approx([1 / 6] * 5 + [1 / 3] * 3)
     for side in ("chosen", "rejected"):
-        read = [batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist() for i in batch[side].tolist()]
+        read = [batch["input_ids"][i][: batch["last"][i] + 1].tolist() for i in batch[side].tolist()]
         assert read == _joined(pairs, side)
+    beside = RankingCollator(PAD, True)(rows)
+    assert int((beside["segments"] >= 0).sum()) == sum(row["length"] for row in rows) < int((batch["last"] + 1).sum())
 
 
 @pytest.mark.parametrize("center", [None, 0.1])
@@ -133,16 +141,19 @@ def test_batches_are_of_like_lengths_where_that_is_asked_for(tmp_path, compose_s
     )
     tokenizer, data = steps.prepare(stage)
     trainer = steps.build(stage, tokenizer, data)
-    read = []
-    hook = trainer.model.register_forward_pre_hook(
-        lambda _, args, given: read.append(given["attention_mask"].sum(-1).tolist()), with_kwargs=True
-    )
+    read, collate = [], trainer.data_collator
+
+    def collated(rows):
+        batch = collate(rows)
+        mask = batch["segments"] >= 0 if kwise else batch["attention_mask"]
+        read.append(mask.sum(-1).tolist())
+        return batch
+
+    trainer.data_collator = collated
     trainer.train()
-    hook.remove()
-    assert len(read) == 16
+    read = read[:16]  # the loader is a batch ahead
+    lengths = trainer.train_dataset["length"]
     longest = [max(lengths) for lengths in read]
-    assert longest[0] == max(map(max, read)) == max(data.train["length"]), (
-        "the longest come first, so that memory shows at once"
-    )
+    assert longest[0] == max(map(max, read)) == max(lengths), "the longest come first, so that memory shows at once"
     spread = sum(max(lengths) - min(lengths) for lengths in read) / len(read)
-    assert spread < (max(sizes) - min(sizes)) / 2.5, read  # 4 rows at random lie 3/5 of the range apart
+    assert spread < (max(lengths) - min(lengths)) / 2.5, read  # 4 rows at random lie 3/5 of the range apart

@@ -83,11 +83,11 @@ def test_what_each_setting_saves(compose_stage):
         "hardware.micro_batch_size=2": {"activations", "logits"},
         "hardware.gradient_checkpointing=false": {"activations"},
         "dataset.max_length=512": {"activations", "logits"},
-        "method.args.precompute_ref_log_probs=true": {"logits"},
+        "method.args.use_weighting=true": {"activations", "logits"},
         "method.args.optim=adamw_8bit": {"optimizer"},
         "quantization=none": {"base"},
         "quantization=int8": {"base"},
-        "adapter.args.r=64": {"policy", "reference", "optimizer", "gradients"},
+        "adapter.args.r=64": {"policy", "reference", "optimizer", "gradients", "activations"},
     }
     for setting, parts in moved.items():
         after = update(setting)

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.benchmark.contenders import BUILDERS
 from rlhf.benchmark.instrument import Memory, in_use, matrix_rate, now
+from rlhf.benchmark.preferences import builder
 from rlhf.benchmark.process import MARK
 from rlhf.benchmark.workload import Size, Task, Workload, make
 
@@ -34,7 +34,7 @@ def measure(work: Workload, task: Task) -> dict[str, Any]:
             self.on_train_begin()
 
     start = in_use(work.device)
-    contender = BUILDERS[task.contender](work, task)
+    contender = builder(task)(work, task)
     contender.trainer.add_callback(Clock)
     memory = Memory(work.device)
     memory.start()

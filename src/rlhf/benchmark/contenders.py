@@ -90,10 +90,10 @@ def sft(work: Workload, task: Task) -> Contender:
     from trl.trainer.sft_trainer import SFTTrainer
 
     size, length = work.size, work.size.prompt_tokens + work.size.reply_tokens
-    arguments = _arguments(work, task) | {"max_steps": task.updates, "max_length": length, "learning_rate": 1e-5}
+    given = arguments(work, task) | {"max_steps": task.updates, "max_length": length, "learning_rate": 1e-5}
     rows: Dataset = work.rows(task.prompts * task.updates, length)
     lora = LoraConfig(r=size.rank, lora_alpha=2 * size.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    args = SFTConfig(**arguments)
+    args = SFTConfig(**given)
     trainer = SFTTrainer(work.load(), args, train_dataset=rows, processing_class=work.tokenizer(), peft_config=lora)
     return Contender(trainer, lengths=[[size.reply_tokens] * task.prompts] * task.updates)
 
@@ -101,7 +101,7 @@ def sft(work: Workload, task: Task) -> Contender:
 BUILDERS: dict[str, Callable[[Workload, Task], Contender]] = {"ours": ours, "stock": stock, "sft": sft}
 
 
-def _arguments(work: Workload, task: Task) -> dict[str, Any]:
+def arguments(work: Workload, task: Task) -> dict[str, Any]:
     """What all three are told, in the same words."""
     return {
         "output_dir": str(work.folder / "out"),
@@ -119,7 +119,7 @@ def _arguments(work: Workload, task: Task) -> dict[str, Any]:
 
 
 def _ppo_arguments(work: Workload, task: Task) -> dict[str, Any]:
-    return _arguments(work, task) | {
+    return arguments(work, task) | {
         "num_ppo_epochs": task.epochs,
         "num_mini_batches": 1,
         "total_episodes": task.prompts * task.updates,

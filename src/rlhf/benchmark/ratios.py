@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from rlhf.benchmark.preferences import WORKS
 from rlhf.benchmark.process import Measurement, worker
 from rlhf.benchmark.workload import Size, Task
 
-PARTS = ("fixed", "natural", "growth", "sft")
+PARTS = ("fixed", "natural", "growth", "sft", "dpo")
 MEMORY = ("above_weights_mb", "weights_mb", "peak_mb")
 
 
@@ -23,7 +24,15 @@ def tasks(parts: Sequence[str], size: Size) -> list[Task]:
         found += [_rollout(who, count) for count in (size.prompts, size.grown) for who in ("stock", "ours")]
     if "sft" in parts:
         found += [_tuning(size), _updates("ours", "fixed", size)]
+    if "dpo" in parts:
+        found += [_pairs(work, who, size) for work in WORKS for who in ("stock", "ours")]
     return list(dict.fromkeys(found))
+
+
+def _pairs(work: str, who: str, size: Size) -> Task:
+    """An update of as many pairs as the work of PPO has prompts, or of rankings that have a few more."""
+    rankings = size.prompts if WORKS[work].pairs == 1 else -(-size.prompts // WORKS[work].pairs)
+    return Task(f"{work}/{who}", "fixed", rankings, 1, size.updates)
 
 
 def _updates(who: str, replies: str, size: Size) -> Task:
@@ -76,13 +85,15 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
         return statistics.median(m[key] for m in pick(task))
 
     report: dict[str, Any] = {}
-    for replies in ("fixed", "natural"):
-        if replies not in parts:
-            continue
-        theirs, our = (_updates(who, replies, size) for who in ("stock", "ours"))
+    compared = {
+        one: [_updates(who, one, size) for who in ("stock", "ours")] for one in ("fixed", "natural") if one in parts
+    }
+    if "dpo" in parts:
+        compared |= {work: [_pairs(work, who, size) for who in ("stock", "ours")] for work in WORKS}
+    for name, (theirs, our) in compared.items():
         pairs = [_warm(b["seconds"]) / _warm(a["seconds"]) for a, b in zip(pick(theirs), pick(our), strict=True)]
         stock, ours = summary(pick(theirs), size), summary(pick(our), size)
-        report[replies] = {
+        report[name] = {
             "time_ratio": ours["seconds"] / stock["seconds"],
             "time_ratio_range": [min(pairs), max(pairs)],
             "processor_time_ratio": ours["processor_seconds"] / stock["processor_seconds"],

@@ -12,6 +12,12 @@ BARS = {
     ("natural", "memory_ratio"): 0.45,
     ("rollout_growth", "memory_ratio"): 1.1,
     ("ppo_over_sft", "memory_ratio"): 1.3,
+    ("dpo_rankings", "time_ratio"): 0.35,
+    ("dpo_rankings", "memory_ratio"): 0.35,
+    ("dpo_pairs", "time_ratio"): 0.8,
+    ("dpo_pairs", "memory_ratio"): 0.35,
+    ("dpo_long_prompts", "time_ratio"): 0.65,
+    ("dpo_long_prompts", "memory_ratio"): 0.35,
 }
 MEANING = {
     ("fixed", "time_ratio"): "time an update, every reply {limit} tokens",
@@ -21,6 +27,12 @@ MEANING = {
     ("rollout_growth", "memory_ratio"): "our peak above the weights, {grown} prompts over {prompts}",
     ("rollout_growth", "stock_memory_ratio"): "stock's peak above the weights, {grown} prompts over {prompts}",
     ("ppo_over_sft", "memory_ratio"): "PPO's peak above the weights over that of TRL's SFTTrainer",
+    ("dpo_rankings", "time_ratio"): "DPO, rankings of 4: time an update",
+    ("dpo_rankings", "memory_ratio"): "peak memory above the weights, the same run",
+    ("dpo_pairs", "time_ratio"): "DPO, pairs, a prompt as long as a reply: time an update",
+    ("dpo_pairs", "memory_ratio"): "peak memory above the weights, the same run",
+    ("dpo_long_prompts", "time_ratio"): "DPO, pairs, a prompt three times a reply: time an update",
+    ("dpo_long_prompts", "memory_ratio"): "peak memory above the weights, the same run",
 }
 
 

@@ -20,7 +20,8 @@ class MicroBatch:
     Reply tokens are addressed as a flat list of `N`: `row` within the micro-batch, `state` the position whose hidden
     state predicts the token, `target` the token itself, (`batch_row`, `step`) its place in the `[B, R]` tensors of the
     rollout. `ids` are the padded tokens `[b, T]`, `rows` the places of the sequences in the batch, `last` `[b]` the
-    position of each reply's last token.
+    position of each reply's last token. Replies that share a prompt are told by `segments` `[b, T]` (0 the prompt, then each reply, -1
+    padding) and have `positions` `[b, T]` of their own (rlhf.generation.rankings).
     """
 
     ids: Tensor
@@ -31,6 +32,12 @@ class MicroBatch:
     step: Tensor
     last: Tensor
     rows: list[int]
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+
+    def inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `Role.hidden` takes."""
+        return self.ids, None if self.segments is None else seen(self.segments), self.positions
 
     @property
     def tokens(self) -> int:
@@ -50,6 +57,13 @@ class MicroBatch:
 
     def put(self, into: Tensor, values: Tensor) -> None:
         into[self.batch_row, self.step] = values.to(into.dtype)
+
+
+def seen(segments: Tensor) -> Tensor:
+    """Who sees whom: `[b, T]` segments (0 the prompt, then the replies, -1 padding) to a boolean `[b, 1, T, T]`."""
+    queries, keys = segments[:, :, None], segments[:, None, :]
+    before = torch.ones(segments.shape[-1], segments.shape[-1], dtype=torch.bool, device=segments.device).tril()
+    return (((keys == 0) | (keys == queries)) & before).unsqueeze(1)
 
 
 def lay_out(

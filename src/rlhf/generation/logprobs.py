@@ -19,10 +19,18 @@ from torch.utils.checkpoint import checkpoint
 from rlhf.generation.batches import MicroBatch
 from rlhf.models.roles import Role
 
+Looked = dict[int, Tensor] | None
+
 
 def chunk_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """log softmax(logits)[targets]: `[N, V]`, `[N]` -> `[N]`. The one way it is computed: a ratio of 1 is exactly 1."""
     return torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def look(logits: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    """Entropy in nats, mean logit, and whether the target is the likeliest: `[N, V]` logits, their log-softmax, `[N]` -> `[N, 3]`."""
+    entropy = -torch.einsum("nv,nv->n", table.exp(), table)
+    return torch.stack([entropy, logits.mean(-1), (logits.argmax(-1) == targets).float()], -1)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -35,7 +43,9 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int, looked: Looked
+    ) -> Tensor:
         rows = torch.empty_like(hidden)
         logprobs = []
         for start in range(0, len(hidden), chunk):
@@ -45,6 +55,8 @@ class _FrozenHead(torch.autograd.Function):
                 logits = head(leaf)
             table, index = torch.log_softmax(logits.detach(), dim=-1), targets[part].unsqueeze(-1)
             logprobs.append(table.gather(-1, index).squeeze(-1))
+            if looked is not None:
+                looked[start] = look(logits.detach(), table, targets[part])
             slope = table.exp_().neg_().scatter_add_(-1, index, torch.ones_like(index, dtype=table.dtype))
             (rows[part],) = torch.autograd.grad(logits, leaf, slope)
         ctx.save_for_backward(rows)
@@ -53,30 +65,41 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         (rows,) = ctx.saved_tensors
-        return (rows * gradients[0].unsqueeze(-1)).to(rows.dtype), None, None, None
+        return (rows * gradients[0].unsqueeze(-1)).to(rows.dtype), None, None, None, None
 
 
 def token_logprobs(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256, frozen_head: bool = False
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    chunk: int = 256,
+    frozen_head: bool = False,
+    looked: Looked = None,
 ) -> Tensor:
     """Log-probability of each target under `head(hidden)`: `[N, H]`, `[N]` -> fp32 `[N]`.
 
     `head` maps `[n, H]` hidden states to `[n, V]` shaped logits (`shape_logits` applied inside). `frozen_head` says
-    that no parameter of the head is trained: the cheaper backward is then exact.
+    that no parameter of the head is trained: the cheaper backward is then exact. `looked` is filled with what `look` says of
+    each chunk, by its start.
     """
     if not len(hidden):
         return hidden.new_zeros(0, dtype=torch.float32)
 
-    def piece(states: Tensor, chosen: Tensor) -> Tensor:
-        return chunk_logprobs(head(states), chosen)
+    def piece(states: Tensor, chosen: Tensor, start: int) -> Tensor:
+        logits = head(states)
+        if looked is not None and start not in looked:
+            with torch.no_grad():
+                looked[start] = look(logits, torch.log_softmax(logits, dim=-1), chosen)
+        return chunk_logprobs(logits, chosen)
 
     if not (torch.is_grad_enabled() and hidden.requires_grad):
         run = piece
     elif frozen_head:
-        return _FrozenHead.apply(hidden, targets, head, chunk)  # pyright: ignore[reportReturnType]
+        return _FrozenHead.apply(hidden, targets, head, chunk, looked)  # pyright: ignore[reportReturnType]
     else:
         run = partial(checkpoint, piece, use_reentrant=False, preserve_rng_state=False)
-    parts: Any = [run(hidden[i : i + chunk], targets[i : i + chunk]) for i in range(0, len(hidden), chunk)]
+    parts: Any = [run(hidden[i : i + chunk], targets[i : i + chunk], i) for i in range(0, len(hidden), chunk)]
     return torch.cat(parts)
 
 
@@ -115,12 +138,13 @@ class Forward:
     chunk: int
     autocast: Callable[[], AbstractContextManager[Any]]
 
-    def logprobs(self, role: Role, batch: MicroBatch) -> Tensor:
+    def logprobs(self, role: Role, batch: MicroBatch, looked: Looked = None) -> Tensor:
         """Log-probabilities of the reply tokens, fp32 `[N]`, with gradient if it is enabled."""
         with self.autocast():
-            states = batch.reply_states(role.hidden(batch.ids))
+            states = batch.reply_states(role.hidden(*batch.inputs()))
             head = role.logits_of(self.temperature, self.suppress)
-            return token_logprobs(states, batch.target, head, chunk=self.chunk, frozen_head=role.frozen_lm_head())
+            frozen = role.frozen_lm_head()
+            return token_logprobs(states, batch.target, head, chunk=self.chunk, frozen_head=frozen, looked=looked)
 
     @torch.no_grad()
     def reply_logprobs(self, role: Role, batches: Sequence[MicroBatch], mask: Tensor) -> Tensor:
@@ -133,7 +157,7 @@ class Forward:
 
     def logprobs_and_entropy(self, role: Role, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         with self.autocast(), torch.no_grad():
-            states = batch.reply_states(role.hidden(batch.ids))
+            states = batch.reply_states(role.hidden(*batch.inputs()))
             head = role.logits_of(self.temperature, self.suppress)
             return token_logprobs_and_entropy(states, batch.target, head, chunk=self.chunk)
 
@@ -141,7 +165,7 @@ class Forward:
         """Values of the states before each reply token, fp32 `[N]`."""
         assert role.head is not None, f"role {role.name} has no scalar head"
         with self.autocast():
-            hidden = role.hidden(batch.ids)
+            hidden = role.hidden(*batch.inputs())
         return role.head(batch.reply_states(hidden))
 
 

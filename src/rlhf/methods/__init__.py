@@ -51,10 +51,12 @@ class Method:
     - `options`: keys of the group `method` that not every method reads: learn, kwise, reward_model, reward_label,
       reference
     - `reply_length`: the argument with the longest reply that is sampled in training
-    - `own_loop`: trains by rlhf.ppo and not TRL: updates of episodes, an evaluation of its own, one device, lean layers
+    - `own_loop`: trains by rlhf.ppo and not TRL: updates of episodes, an evaluation of its own, one device
     - `dropout`: whether the adapter's dropout stays on
     - `chunked`: whether the default loss_type never holds the logits of a whole sequence
     - `smoothed`: each loss_type that reads label_smoothing, where the others ignore it without a word
+    - `lean`: whether LoRA layers keep their input once (rlhf.models.layers)
+    - `chunk`: tokens whose logits are in memory at once where replies are read by rlhf.generation; PPO's is an argument
     - `measured`: whether the benchmark holds its planned memory against a measured peak
     - `unread`: fields of `config` that stand there for TRL's trainers, and that this method's own loop has no use for
     - `defaults`: of fields of `config` that the preflight reads, where they are this method's alone
@@ -75,6 +77,8 @@ class Method:
     dropout: bool = False
     chunked: bool = False
     smoothed: tuple[str, ...] = ()
+    lean: bool = False
+    chunk: int = 0
     measured: bool = False
     unread: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -117,8 +121,11 @@ METHODS: dict[str, Method] = {
         roles=("policy", "reference"),
         trained=("policy",),
         logged=LOSSES | REPLIES | {"kl"} | held_out(PAIRS),
+        options=("kwise",),
         reward="implicit",
         smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
+        lean=True,
+        chunk=128,
         measured=True,
         defaults={"loss_type": ["sigmoid"]},
     ),
@@ -144,6 +151,7 @@ METHODS: dict[str, Method] = {
         options=("reward_model", "reward_label", "reference"),
         reply_length="response_length",
         own_loop=True,
+        lean=True,
         measured=True,
         unread=_TRAINERS,
     ),

@@ -10,21 +10,11 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
+from rlhf.generation.rankings import grouped
 from rlhf.methods.arguments import training_arguments
+from rlhf.methods.dpo_once import trainer
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
-
-
-class TokenizedDPOTrainer(DPOTrainer):
-    """TRL's trainer on rows that are tokenized already: the same ids as the reward model sees."""
-
-    def _prepare_dataset(self, dataset, *args, **kwargs):
-        return dataset
-
-    def _set_signature_columns_if_needed(self):
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            self._signature_columns.append("length")  # for train_sampling_strategy=group_by_length
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> DPOTrainer:
@@ -38,7 +28,8 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> DPOTrainer:
         model, reference = (load_base(stage, tokenizer, path=stage.method.start_from) for _ in range(2))
     else:
         model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
+    train, held_out = data.train, data.eval
+    if stage.method.kwise:
+        train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
     with trainable_kept_in_fp32(model):
-        return TokenizedDPOTrainer(
-            model, reference, args, train_dataset=data.train, eval_dataset=data.eval, processing_class=tokenizer
-        )
+        return trainer(model, reference, args, tokenizer, train, held_out, longest=stage.dataset.max_length)

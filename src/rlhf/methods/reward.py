@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
+from rlhf.generation.batches import seen
+from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
+from rlhf.models.roles import Role
+from rlhf.models.shared import unwrap
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
@@ -27,10 +31,17 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
     trainer, train, held_out, collator = PairTrainer, data.train, data.eval, PairCollator(tokenizer.pad_token_id)
     if stage.method.kwise:
-        trainer, collator = RankingTrainer, RankingCollator(tokenizer.pad_token_id)
-        train, held_out = (split and rankings(split) for split in (data.train, data.eval))
+        role = _role(model)
+        share = can_share(role, stage.dataset.max_length)
+        trainer, collator = RankingTrainer, RankingCollator(role.filler(tokenizer.pad_token_id), share)
+        train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
     with trainable_kept_in_fp32(model):
         return trainer(model, args, collator, train, held_out, processing_class=tokenizer)
+
+
+def _role(model: Any) -> Role:
+    peft, base, adapter = unwrap(model)
+    return Role("reward", base, peft=peft, adapter=adapter, trained=True)
 
 
 SIDES = ("chosen_ids", "rejected_ids")
@@ -64,45 +75,29 @@ class PairTrainer(RewardTrainer):
         ]  # length: for train_sampling_strategy=group_by_length
 
 
-def rankings(split: Any) -> Any:
-    """A row a ranking: its different sequences, and its pairs as positions among them."""
-    found: dict[int, dict[str, Any]] = {}
-    for pair, sequences in ((pair, joined(pair)) for pair in split):
-        ranking = found.setdefault(
-            pair["ranking"], {"sequences": [], "chosen": [], "rejected": [], "k": pair["k"], "length": 0}
-        )
-        ranking["length"] = max(ranking["length"], pair["length"])
-        for side in ("chosen", "rejected"):
-            ids = sequences[f"{side}_ids"]
-            if ids not in ranking["sequences"]:
-                ranking["sequences"].append(ids)
-            ranking[side].append(ranking["sequences"].index(ids))
-    return type(split).from_list(list(found.values()))
-
-
 @dataclass
 class RankingCollator:
-    """Rankings to a batch: `input_ids` and `attention_mask` of (sequences, length), then one entry a pair.
+    """Rankings to a batch of their replies, with their prompts once (`share`) or each with its own, then one entry a pair.
 
-    `chosen` and `rejected` are positions among the sequences, `weight` is 1 / C(K, 2).
+    `input_ids` and, with `share`, `positions` and `segments` are `[rows, T]`; `rows` and `last` say where a reply ends; `chosen` and
+    `rejected` number replies, `weight` is 1 / C(K, 2).
     """
 
     pad_token_id: int
+    share: bool
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(sequence) for row in rows for sequence in row["sequences"]]
+        made = lay_out([Ranking(row["prompt_ids"], row["replies"]) for row in rows], self.pad_token_id, self.share)
         batch: dict[str, Any] = {"chosen": [], "rejected": [], "weight": []}
         first = 0
         for row in rows:
             for side in ("chosen", "rejected"):
                 batch[side] += [first + position for position in row[side]]
             batch["weight"] += [2 / (row["k"] * (row["k"] - 1))] * len(row["chosen"])
-            first += len(row["sequences"])
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
-            **{name: torch.tensor(values) for name, values in batch.items()},
-        }
+            first += len(row["replies"])
+        shared = {} if made.segments is None else {"positions": made.positions, "segments": made.segments}
+        places = {"input_ids": made.ids, "rows": torch.tensor(made.rows), "last": made.last}
+        return places | shared | {name: torch.tensor(values) for name, values in batch.items()}
 
 
 class RankingTrainer(RewardTrainer):
@@ -116,20 +111,24 @@ class RankingTrainer(RewardTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["sequences", "chosen", "rejected", "k", "length"]
+        self._signature_columns = ["prompt_ids", "replies", "chosen", "rejected", "k", "length"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's metrics of all pairs, with their weighted loss."""
         sides, weight = torch.cat([inputs.pop("chosen"), inputs.pop("rejected")]), inputs.pop("weight")
+        segments, role = inputs.get("segments"), _role(self.model)
+        mask = None if segments is None else seen(segments)
 
-        def each_pair(**sequences):
-            outputs = model(**sequences)
-            outputs.logits = outputs.logits[sides]
-            return outputs
+        def each_pair(**_):
+            with self.accelerator.autocast():
+                hidden = role.hidden(inputs["input_ids"], mask, inputs.get("positions"))
+                logits = role.model.score(hidden[inputs["rows"], inputs["last"]])
+            return SequenceClassifierOutput(logits=logits.float()[sides])
 
+        inputs["attention_mask"] = inputs["last"] + 1 if segments is None else segments >= 0  # whose sum TRL logs
         args: Any = self.args
         reads_once: Any = each_pair
-        outputs: Any = super().compute_loss(reads_once, inputs, return_outputs=True)[1]
+        outputs: Any = super().compute_loss(reads_once, dict(inputs), return_outputs=True)[1]
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         loss = -torch.nn.functional.logsigmoid(chosen - rejected)
         loss += (args.center_rewards_coefficient or 0.0) * (chosen + rejected) ** 2

@@ -140,8 +140,15 @@ class Role:
         """Last hidden states `[B, T, H]` of `[B, T]` ids in the dtype the backbone computes in; nothing else is kept.
 
         Without a mask the attention is causal and every row starts at position 0: right-padded batches need no more,
-        since no real token looks to its right.
+        since no real token looks to its right. A boolean `[B, 1, T, T]` mask says who sees whom.
         """
+        if (
+            attention_mask is not None
+            and attention_mask.ndim == 4
+            and self.model.config._attn_implementation == "eager"
+        ):
+            hidden = torch.zeros_like(attention_mask, dtype=self.model.dtype)  # which adds its mask to the scores
+            attention_mask = hidden.masked_fill_(~attention_mask, torch.finfo(hidden.dtype).min)
         return self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state

@@ -17,7 +17,7 @@ from rlhf.rewards.functions import PREFIX
 
 # what TRL 1.12 and rlhf.ppo take where the config is silent, as far as memory and steps depend on it
 DEFAULTS = {"num_train_epochs": 3.0, "max_steps": -1, "packing": False, "optim": "adamw_torch_fused", "total_episodes": None,
-            "precompute_ref_log_probs": False, "response_length": 53, "num_ppo_epochs": 4, "num_mini_batches": 1,
+            "precompute_ref_log_probs": False, "use_weighting": False, "response_length": 53, "num_ppo_epochs": 4, "num_mini_batches": 1,
             "logprob_chunk_size": 128, "rollout_base": "quantized"}  # fmt: skip
 LORA = {"r": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}  # of PEFT 0.21, but for the last, which it guesses
 CHUNK, ENTROPY_CHUNK = 256, 128  # tokens whose logits SFT holds at a time (sft_trainer:88), and entropies (utils:527)
@@ -83,7 +83,7 @@ class Work:
         bf16, frozen = stage.hardware.precision == "bf16", stage.adapter.name != "none"
         low, stream = 2 if bf16 else 4, 2 if bf16 and frozen and stage.hardware.device == "cuda" else 4
         rows *= sequences(stage)
-        return cls(rows, length, low, stream, low if stage.quantization.name == "none" or method.own_loop else stream)
+        return cls(rows, length, low, stream, low if stage.quantization.name == "none" or method.lean else stream)
 
 
 def targets(stage: Stage, shape: Shape) -> list[tuple[str, int, int]]:
@@ -145,9 +145,7 @@ def layer_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     # norms keep their inputs in fp32, and the normalized values where their weights are trained
     kept = family.norms * h * (4 if lora else 4 + work.stream) + (q + k) * 4 * family.head_norms
     # q, k, v and gate, up read the same tensor, unless each has a cast to bf16 of its own
-    apart = dropout or (
-        low == 2 and not (method.own_loop and work.stream == 2)
-    )  # once is enough for rlhf.models.layers
+    apart = dropout or (low == 2 and not (method.lean and work.stream == 2))  # once is enough for rlhf.models.layers
     for readers in ((0,), (2,)) if shape.fused else ((0, 1, 2), (4, 5)):
         count = sum(shape.linears[i] in carried for i in readers)
         kept += (count if apart else min(count, 1)) * h * low
@@ -169,10 +167,10 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     cast = 2 * matrix if work.low < work.stream else 0
     if "policy" not in method.roles:
         return 0
-    if method.own_loop and method.reply_length:
+    if method.own_loop or method.chunk and not argument(stage, "use_weighting"):
         # rlhf.generation.logprobs: logits, log-softmax and slope of a chunk, and two hidden rows a reply token
-        replies = work.rows * int(argument(stage, method.reply_length))
-        chunk = min(int(argument(stage, "logprob_chunk_size")), replies)
+        replies = work.rows * int(argument(stage, method.reply_length)) if method.reply_length else work.tokens
+        chunk = min(method.chunk or int(argument(stage, "logprob_chunk_size")), replies)
         return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
     if method.chunked and argument(stage, "loss_type") == method.defaults["loss_type"]:
         # sft_trainer:101: logits, log-softmax, its exponential, the product; in bf16 copies of the matrix in both dtypes
