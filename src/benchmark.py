@@ -30,24 +30,11 @@ from rlhf.benchmark.workload import SIZES, Size
 
 @dataclass
 class Measured:
-    parts: list[
-        Literal[
-            *(
-                "fixed",
-                "natural",
-                "growth",
-                "sft",
-                "dpo",
-                "support",
-                "plan",
-                "data",
-                "rows",
-                "stages",
-                "export",
-                "serve",
-            )
-        ]
-    ] = field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
+    # fmt: off
+    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "support", "plan", "data", "rows", "stages", "export", "serve"]] = (
+        field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
+    )
+    # fmt: on
     size: Literal["cpu", "8b", "tiny"] = "cpu"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rollout_base: Literal["dense", "quantized"] = "dense"

@@ -74,7 +74,7 @@ def _replies(rounds: Rounds) -> dict[str, list[list[list[Sample]]]]:
         arm: [[] for _ in range(rounds.rounds)] for arm in rounds.arms
     }
     for seed in rounds.seeds:
-        judge = Speaker.load(rounds.root, rounds.points[FIRST, seed][0].reward.name, scores=True)
+        (judge,) = Speaker.load(rounds.root, [rounds.points[FIRST, seed][0].reward.name], scores=True)
         score = scorer(judge.stage, judge.tokenizer, judge.role)
         paths = {arm: [point.policy.stage.path for point in rounds.of(arm, seed)] for arm in rounds.arms}
         for arm, places in ({"sft": [rounds.start.parent]} | paths).items():
