@@ -39,6 +39,7 @@ ROOMS = tuple(
         "reports",
         "export",
         "compare",
+        "rounds",
         "benchmark",
         "chat",
         "door",

@@ -74,7 +74,7 @@ def _written(command: str) -> Iterator[Stage]:
     elif name == "benchmark":
         module.size_of(own)
     elif name == "rounds":
-        plan = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name, own.arms)
+        plan = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds[:1], own.replies, own.name, own.arms)
         yield from (run.stage for points in plan.points.values() for one in points for run in (one.reward, one.policy))
     elif name in ("collect", "feedback"):
         module.check(own)
