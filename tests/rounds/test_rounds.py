@@ -33,7 +33,7 @@ def test_the_arms_differ_in_who_is_asked_and_what_is_paid_and_in_nothing_else(tm
     assert [point.asked for point in arms["rounds"]] == [sft, *(point.policy.name for point in arms["rounds"][:2])]
     start, paid = arms["frozen"][0], {arm: [point.reward.weights for point in points] for arm, points in arms.items()}
     assert paid["frozen"] == [start.reward.weights] * 3 and [point.store for point in arms["frozen"][1:]] == [None] * 2
-    assert len({*paid["rounds"], *paid["at_once"]}) == 5
+    assert len({*paid["rounds"], *paid["at_once"]}) == 5 and [point.labels for point in arms["frozen"]] == [10] * 3
     for arm, points in arms.items():
         for number, point in enumerate(points):
             method = point.policy.stage.method
@@ -127,9 +127,7 @@ def told(frozen, rounds, proxy, best=1):
 def test_the_words_follow_the_numbers():
     cured = told(frozen=-0.5, rounds=0.3, proxy=0.4)
     assert "With 20 labels: asking in 2 rounds is better than asking once" in cured
-    assert (
-        "was over-optimized: from point 1 to point 2 its score rose by +0." in cured and "Rounds cure that" in cured
-    )
+    assert "was over-optimized: from point 1 to point 2 its score rose by +0." in cured and "Rounds cure that" in cured
     assert "from SFT to point 2" in told(frozen=-0.5, rounds=0.3, proxy=0.4, best=0)
     assert "Rounds do not cure that" in told(frozen=-0.5, rounds=-0.5, proxy=0.4)
     calm = told(frozen=0.2, rounds=0.0, proxy=0.4, best=2)
@@ -157,7 +155,7 @@ def test_a_kill_in_the_middle_costs_what_was_being_made(chain, door, tmp_path):
     assert {path: path.read_text() for path in made} == made
     found = json.loads((folder / "report.json").read_text())
     for arm in ("rounds", "at_once", "frozen"):
-        assert [row["labels"] for row in found[arm]] == [16, 32]
+        assert [row["labels"] for row in found[arm]] == [16, 16 if arm == "frozen" else 32]
         assert (
             all(row["low"] <= row["gold"] <= row["high"] for row in found[arm]) and found[arm][0] == found["rounds"][0]
         )
