@@ -63,12 +63,12 @@ def test_what_cannot_be_is_refused(tmp_path, given, said):
 
 
 def test_other_labels_in_the_same_folder_are_refused(tmp_path):
-    run._same_settings(planned(tmp_path))
-    run._same_settings(planned(tmp_path, rounds=4, seeds=(1, 2)))  # more of the same
+    run._same_settings(planned(tmp_path, rounds=2))
+    run._same_settings(planned(tmp_path, rounds=3))  # more of the same
     with pytest.raises(
         ConfigError, match="labels=20: .* was begun with labels=10\n  fix: labels=10, or name=rounds-20"
     ):
-        run._same_settings(planned(tmp_path, labels=20))
+        run._same_settings(planned(tmp_path, rounds=2, labels=20))
 
 
 def filled(path, runs, judged):
@@ -90,7 +90,7 @@ def test_a_round_begins_with_what_was_judged_and_is_made_again_when_its_policy_w
 
 
 def test_people_are_waited_for(tmp_path, monkeypatch):
-    plan = planned(tmp_path, labels=4)
+    plan = planned(tmp_path, rounds=2, labels=4)
     point, asked = plan.of("rounds", 1)[0], []
     monkeypatch.setattr(record, "read_run", lambda path: {"id": "one"})
 
