@@ -40,6 +40,7 @@ ROOMS = tuple(
         "reports",
         "export",
         "compare",
+        "rounds",
         "benchmark",
         "chat",
         "door",

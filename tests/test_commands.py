@@ -72,6 +72,9 @@ def _written(command: str) -> Iterator[Stage]:
         yield from () if getattr(own, "check", False) else map(plan.stage, plan.order)
     elif name == "benchmark":
         module.size_of(own)
+    elif name == "rounds":
+        plan = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds[:1], own.replies, own.name, own.arms)
+        yield from (run.stage for points in plan.points.values() for one in points for run in (one.reward, one.policy))
     elif name in ("annotate", "collect", "feedback", "serve"):
         module.check(own)
     elif name == "export":

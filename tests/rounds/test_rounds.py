@@ -12,6 +12,7 @@ from rlhf.errors import ConfigError, Preempted
 from rlhf.evaluation.statistics import estimate
 from rlhf.feedback.schema import Judgement, Reply
 from rlhf.feedback.store import Store
+from rlhf.process import Children
 from rlhf.rounds import report, run
 from rlhf.rounds.plan import Rounds
 from rlhf.runs import record
@@ -32,7 +33,7 @@ def test_the_arms_differ_in_who_is_asked_and_what_is_paid_and_in_nothing_else(tm
     assert [point.asked for point in arms["rounds"]] == [sft, *(point.policy.name for point in arms["rounds"][:2])]
     start, paid = arms["frozen"][0], {arm: [point.reward.weights for point in points] for arm, points in arms.items()}
     assert paid["frozen"] == [start.reward.weights] * 3 and [point.store for point in arms["frozen"][1:]] == [None] * 2
-    assert len({*paid["rounds"], *paid["at_once"]}) == 5
+    assert len({*paid["rounds"], *paid["at_once"]}) == 5 and [point.labels for point in arms["frozen"]] == [10] * 3
     for arm, points in arms.items():
         for number, point in enumerate(points):
             method = point.policy.stage.method
@@ -62,12 +63,12 @@ def test_what_cannot_be_is_refused(tmp_path, given, said):
 
 
 def test_other_labels_in_the_same_folder_are_refused(tmp_path):
-    run._same_settings(planned(tmp_path))
-    run._same_settings(planned(tmp_path, rounds=4, seeds=(1, 2)))  # more of the same
+    run._same_settings(planned(tmp_path, rounds=2))
+    run._same_settings(planned(tmp_path, rounds=3))  # more of the same
     with pytest.raises(
         ConfigError, match="labels=20: .* was begun with labels=10\n  fix: labels=10, or name=rounds-20"
     ):
-        run._same_settings(planned(tmp_path, labels=20))
+        run._same_settings(planned(tmp_path, rounds=2, labels=20))
 
 
 def filled(path, runs, judged):
@@ -89,7 +90,7 @@ def test_a_round_begins_with_what_was_judged_and_is_made_again_when_its_policy_w
 
 
 def test_people_are_waited_for(tmp_path, monkeypatch):
-    plan = planned(tmp_path, labels=4)
+    plan = planned(tmp_path, rounds=2, labels=4)
     point, asked = plan.of("rounds", 1)[0], []
     monkeypatch.setattr(record, "read_run", lambda path: {"id": "one"})
 
@@ -98,40 +99,40 @@ def test_people_are_waited_for(tmp_path, monkeypatch):
         filled(point.store, ["one"] * 5, judged=3)
 
     monkeypatch.setattr(run.Work, "_run", typed)
-    work = run.Work(plan, None, 1, "people")
+    work, store = run.Work(plan, Children(), 1, "people"), point.store
+    assert store is not None
     for _ in range(2):  # a second time nothing is collected
         with pytest.raises(Preempted, match=r"round 1: 1 judgements are lacking in \S+\n  fix: .* write=tasks.json"):
-            work.labelled(point, point.store)
-    with Store(point.store) as store:
-        last = store.items()[3]
-        store.judge(Judgement(last.id, "ann", [reply.id for reply in last.replies], outcome="all bad"))
-    work.labelled(point, point.store)
+            work.labelled(point, store)
+    with Store(store) as held:
+        last = held.items()[3]
+        held.judge(Judgement(last.id, "ann", [reply.id for reply in last.replies], outcome="all bad"))
+    work.labelled(point, store)
     assert asked == ["collect.py"]
 
 
-def told(frozen, rounds, proxy):
-    """The conclusion of a report whose arms move by so much, over 40 prompts and 3 seeds."""
+def told(frozen, rounds, proxy, best=1):
+    """The conclusion of a report whose arms moved by so much since their best point, over 40 prompts and 3 seeds."""
     noise = np.random.default_rng(0).normal(size=(2, 3, 40)) * 0.1
-    change = {
-        arm: {"gold": report._numbers(estimate(noise[0] + gold)), "proxy": report._numbers(estimate(noise[1] + proxy))}
-        for arm, gold in (("frozen", frozen), ("rounds", rounds), ("at_once", 0))
-    }
+    moved = {"frozen": frozen, "rounds": rounds}
+    fall = {arm: {"gold": report._numbers(estimate(noise[0] + gold))} for arm, gold in moved.items()}
+    fall["frozen"]["proxy"] = report._numbers(estimate(noise[1] + proxy))
     last = {"at_once": estimate(noise[0] + rounds), "frozen": estimate(noise[1] + rounds - frozen)}
     rows = [{"labels": 10}, {"labels": 20}]
-    return report.conclusion({"setup": {"prompts": 40, "seeds": [1, 2, 3]}, "rounds": rows, "change": change}, last)
+    return report.conclusion(
+        {"setup": {"prompts": 40, "seeds": [1, 2, 3]}, "rounds": rows, "fall": fall | {"from": best}}, last
+    )
 
 
 def test_the_words_follow_the_numbers():
     cured = told(frozen=-0.5, rounds=0.3, proxy=0.4)
-    assert (
-        "2 rounds is better than one collection" in cured
-        and "was over-optimized" in cured
-        and "Rounds cure that" in cured
-    )
+    assert "With 20 labels: asking in 2 rounds is better than asking once" in cured
+    assert "was over-optimized: from point 1 to point 2 its score rose by +0." in cured and "Rounds cure that" in cured
+    assert "from SFT to point 2" in told(frozen=-0.5, rounds=0.3, proxy=0.4, best=0)
     assert "Rounds do not cure that" in told(frozen=-0.5, rounds=-0.5, proxy=0.4)
-    calm = told(frozen=0.2, rounds=0.0, proxy=0.4)
-    assert "no over-optimization to speak of" in calm and "are not distinguishable" in calm
-    assert "no over-optimization" in told(frozen=-0.5, rounds=0, proxy=-0.4)  # then it was not optimized
+    calm = told(frozen=0.2, rounds=0.0, proxy=0.4, best=2)
+    assert "was not over-optimized: the last policy that it paid is its best" in calm and "not distinguishable" in calm
+    assert "is not established" in told(frozen=-0.5, rounds=0, proxy=-0.4)  # then its score did not rise
 
 
 def test_a_kill_in_the_middle_costs_what_was_being_made(chain, door, tmp_path):
@@ -154,7 +155,7 @@ def test_a_kill_in_the_middle_costs_what_was_being_made(chain, door, tmp_path):
     assert {path: path.read_text() for path in made} == made
     found = json.loads((folder / "report.json").read_text())
     for arm in ("rounds", "at_once", "frozen"):
-        assert [row["labels"] for row in found[arm]] == [16, 32]
+        assert [row["labels"] for row in found[arm]] == [16, 16 if arm == "frozen" else 32]
         assert (
             all(row["low"] <= row["gold"] <= row["high"] for row in found[arm]) and found[arm][0] == found["rounds"][0]
         )

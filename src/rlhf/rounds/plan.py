@@ -38,9 +38,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """One point of an arm: after `number` times `labels` judgements in `store`, those of `before` among them, of what `asked` answered.
+    """One point of an arm: after `labels` judgements in `store`, those of `before` among them, the new ones of what `asked` answered.
 
-    Without a store there are no new labels, and `reward` is the first point's.
+    Without a store there are no new ones, and `reward` is the first point's.
     """
 
     name: str
@@ -125,9 +125,8 @@ class Rounds:
             own += [f"{key}={element(str(path))}" for key, path in starts.items()]
             asked = last.policy.name if arm == "rounds" else asked
         policy = self._run(self.ppo, f"{place}/ppo-{number}", seed + STEP * (number - 1), *own)
-        return Point(
-            f"{arm}-seed{seed}", seed, number, number * self.labels, store, last and last.store, asked, reward, policy
-        )
+        labels = number * self.labels if store else self.labels
+        return Point(f"{arm}-seed{seed}", seed, number, labels, store, last and last.store, asked, reward, policy)
 
     def _run(self, stage: str, place: str, seed: int, *own: str) -> Run:
         words = [*self.plan.overrides[stage], *own, f"seed={seed}", f"run.stage={place}"]

@@ -18,16 +18,16 @@ from rlhf.runs.provenance import provenance
 Row = dict[str, Any]
 TITLES = {"rounds": "rounds", "at_once": "at once", "frozen": "reward model of round 1"}
 LOOKS = {"rounds": ("-", "o", "#12305f"), "at_once": ("--", "s", "#e08e2b"), "frozen": (":", "^", "#3b7a5a")}
-PAID = ("kl", "length")  # means over the replies of a point
+MEANS = ("kl", "length")  # means over the replies of a point
 
 
 def write(rounds: Rounds) -> str:
     """Writes report.json, report.md and gold.png into the folder of the rounds; returns the table and what it says in words.
 
     report.json has for each arm a list of {labels, gold, low, high, proxy, kl, length, accuracy_true, seconds}, one a point: gold with its 95%
-    interval over prompts and seeds, `proxy` the mean score by the reward model of the first point. In the arm `frozen` labels are those that
-    the others have by then. `difference`: gold of `rounds` less that of another arm at each point after the first. `fall`: of `frozen`, the
-    last point less the best one (`from`, 0 is SFT), and the same two points of `rounds`.
+    interval over prompts and seeds, `proxy` the mean score by the reward model of the first point. `difference`: gold of `rounds` less that
+    of another arm at each point after the first. `fall`: of `frozen`, the last point less the best one (`from`, 0 is SFT), and the same two
+    points of `rounds`.
     """
     replies = _replies(rounds)
     golds, proxies = ({arm: _table(of, key) for arm, of in replies.items()} for key in ("gold", "reward"))
@@ -95,7 +95,7 @@ def _row(rounds: Rounds, arm: str, place: int, gold: np.ndarray, proxy: np.ndarr
     mean = estimate(gold[place])
     found = {"labels": points[0].labels, "gold": mean.mean, "low": mean.low, "high": mean.high}
     found |= {"proxy": float(proxy[place].mean())}
-    found |= {key: float(np.mean([column(samples, key) for samples in replies[place]])) for key in PAID}
+    found |= {key: float(np.mean([column(samples, key) for samples in replies[place]])) for key in MEANS}
     told = [files.read_json(point.reward.stage.path / files.RESULTS_FILE)["accuracy_true"] for point in points]
     runs = [record.read_run(one.stage.path) for point in points for one in (point.reward, point.policy)]
     return found | {"accuracy_true": float(np.mean(told)), "seconds": sum(run["seconds"] for run in runs) / len(points)}
@@ -174,8 +174,8 @@ def draw(file: Path, report: Row) -> None:
     with picture(file, (6, 6.4), nrows=2, sharex=True) as (figure, (above, below)):
         for place, arm in enumerate(arm for arm in TITLES if arm in report):
             line, marker, colour = LOOKS[arm]
-            rows = [{"labels": 0, **report["sft"]}, *report[arm]]
-            at = [row["labels"] + 0.03 * step * (place - 1) for row in rows]
+            rows = [report["sft"], *report[arm]]
+            at = [step * (point + 0.03 * (place - 1)) for point in range(len(rows))]
             mean, low, high = (np.array([row[key] for row in rows]) for key in ("gold", "low", "high"))
             look = {"color": colour, "linewidth": 1.4, "markersize": 6, "fmt": line + marker}
             above.errorbar(at, mean, yerr=[mean - low, high - mean], capsize=3, label=TITLES[arm], **look)
@@ -183,7 +183,7 @@ def draw(file: Path, report: Row) -> None:
         above.set_ylabel("true preference (points)")
         below.set_ylabel("score by the reward\nmodel of round 1")
         below.set_xticks([step * point for point in range(len(report["rounds"]) + 1)])
-        below.set_xlabel("labels so far (0: SFT); a PPO stage a point")
+        below.set_xlabel("labels of the arms that ask (0: SFT); a PPO stage a point")
         for axes in (above, below):
             axes.grid(alpha=0.3)
         legend(figure, [above], columns=3)

@@ -133,7 +133,8 @@ class Work:
         if code:
             said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
             why = said[-1].removeprefix("error: ") if said else "see its log"
-            error = StageError(f"{point.name}, {what}: {why} ({log})\n  the same command goes on from there")
+            then = "" if code == Preempted.code else "\n  once that is mended, the same command goes on from there"
+            error = StageError(f"{point.name}, {what}: {why} ({log}){then}")
             error.code = code
             raise error
         print(f"{point.name}  {what} in {time.time() - began:.0f} s", flush=True)
