@@ -17,6 +17,7 @@ from rlhf.errors import ConfigError
 from rlhf.methods import METHODS
 from rlhf.preflight.plan import resolve
 from rlhf.preflight.settings import check_settings
+from rlhf.rounds.plan import Rounds
 from rlhf.runs import record
 from rlhf.runs.pipeline import Pipeline
 from tests.helpers import door_module
