@@ -39,7 +39,7 @@ def check(own: Arguments) -> None:
     recipes = {run.rpartition("/")[0] for run in own.run}
     if len(recipes) > 1 or not all(recipes):
         why = "what people say goes to the store of one recipe"
-        raise Refusal("run", ",".join(own.run), why, fix="<recipe>/<stage>, all of one recipe")
+        raise Refusal("run", ",".join(own.run), why, fix="run=support/sft,support/ppo")
     if not 0 <= own.temperature <= 2:
         raise Refusal("temperature", own.temperature, "a number from 0 to 2", fix="temperature=1")
     if own.compare and not own.temperature and len(set(own.run)) == 1:

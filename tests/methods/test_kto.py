@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_the_page(build):
         (["method.args.undesirable_weight=-1"], "must be above 0"),
         (["method.args.beta=nan"], "must be at least 0"),
         (["method.learn=all"], "method.learn=all is about method=sft, not kto"),
-        (["method.kwise=true"], "is about method=reward, not kto"),
+        (["method.kwise=true"], "is about method=reward, dpo, not kto"),
         (["dataset.long_rows=truncate"], "would cut"),
     ],
 )

@@ -9,13 +9,8 @@ import pytest
 
 from rlhf.data import columns
 from rlhf.feedback.store import Store
-from tests.web.servers import REPO, TOKEN, Server
-
-SCRIPTED = str(REPO / "tests/web/scripted.py")
-
-
-def client_of(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=TOKEN, max_retries=0)
+from tests.web.clients import SCRIPTED, asked, client_of, say, shown
+from tests.web.servers import Server
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +28,6 @@ def server(store):
 @pytest.fixture(scope="module")
 def client(server):
     return client_of(server)
-
-
-def asked(client, *texts, model="a/one", **more):
-    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 9, texts, strict=False)]
-    return client.chat.completions.create(model=model, messages=messages, **more)
 
 
 def test_a_client_reads_models_answers_and_streams(client):
@@ -153,24 +143,6 @@ def test_who_leaves_frees_what_answers_him(client, stream):
 
 
 # -- what people say of it
-
-
-def say(server, **said):
-    status, _, body = server.ask("POST", "/v1/feedback", json.dumps(said).encode())
-    return status, json.loads(body)
-
-
-def shown(server, *texts):
-    """What the page gets for a conversation: id and texts of its choices."""
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 9, texts, strict=False)]
-    status, _, body = server.ask("POST", "/chat", json.dumps({"messages": turns}).encode())
-    events = [line.removeprefix("data: ") for line in body.decode().split("\n\n") if line]
-    assert status == 200 and events.pop() == "[DONE]"
-    found, events = {}, [json.loads(event) for event in events]
-    for event in events:
-        for choice in event["choices"]:
-            found[choice["index"]] = found.get(choice["index"], "") + choice["delta"].get("content", "")
-    return events[0], [found[index].strip() for index in sorted(found)]
 
 
 def test_a_thumb_brings_its_answer_into_the_store_and_nothing_else_does(server, client, store):

@@ -13,8 +13,8 @@ from rlhf.benchmark.serving import REQUESTS, measure_serving
 from rlhf.errors import Refusal
 from rlhf.feedback.store import Store
 from tests.helpers import door_module
+from tests.web.clients import SCRIPTED, asked, client_of, say, shown
 from tests.web.servers import REPO, TOKEN, Server
-from tests.web.test_chat import SCRIPTED, asked, client_of, say, shown
 
 SERVE = str(REPO / "src/serve.py")
 

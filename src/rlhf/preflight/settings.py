@@ -269,7 +269,9 @@ def _first(stage: Stage, key: str, name: str) -> str:
     run = f"the same command with method={name} and rows for it, first" if name in METHODS else ""
     if key == "method.start_from":
         return ", or ".join(["method.start_from=null, to start from model.path", *([run] if run else [])])
-    if key == "model.path" and (made := next((one for one in stages if one.endswith(f"/{name}")), None)):
+    if key == "model.path" and (
+        made := min((one for one in stages if one.endswith(f"/{name}")), key=len, default=None)
+    ):
         path = setting("model.path", f"{stage.run.root}/{made}/{FINAL}")
         return (
             f"{' '.join(['python src/train.py', f'recipe={made}', *root])}, then {path}; or model= with another model"
