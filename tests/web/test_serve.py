@@ -129,7 +129,7 @@ def test_one_server_a_store(engine, root, door):
         ("run=support/ppp", 2, "did you mean support/ppo"),
         ("run=support/reward", 2, "is a reward model"),
         ("run=support/sft,other/sft", 2, "the store of one recipe"),
-        ("run=sft", 2, "<recipe>/<stage>"),
+        ("run=sft", 2, "fix: run=support/sft,support/ppo"),
         ("run=support/sft temperature=3", 2, "a number from 0 to 2"),
         ("run=support/sft temperature=0", 2, "fix: compare=0, or temperature=1"),
         ("run=support/sft engine=vllm", 2, "fix: engine=embedded"),
