@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from trl.trainer.dpo_config import DPOConfig
 
+from rlhf.errors import Refusal
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
-from rlhf.methods.dpo_once import SharedDPOTrainer, SidesCollator, TokenizedDPOTrainer
+from rlhf.methods.dpo_once import SharedDPOTrainer, SidesCollator, TokenizedDPOTrainer, trainer
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from tests.workshop import words
@@ -170,3 +171,22 @@ def test_positions_that_follow_from_the_mask_cannot_be_shared():
     """ALiBi counts a token's place in the row; a reply beside another one would be further from its prompt."""
     config = CONFIG_MAPPING["bloom"](hidden_size=32, n_layer=2, n_head=4, vocab_size=100)
     assert not can_share(Role("policy", AutoModelForCausalLM.from_config(config)), 16)
+
+
+@pytest.mark.parametrize(("kind", "own"), [("llama", True), ("granite", False)])
+def test_scaled_logits_take_trls_path(kind: str, own: bool, tmp_path):
+    """Granite divides its logits, which the hidden states times the head are not."""
+    torch.manual_seed(0)
+    more = {"logits_scaling": 8.0} if kind == "granite" else {}
+    config = CONFIG_MAPPING[kind](**LLAMA, **more, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    args = DPOConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, max_length=None)
+    tokenizer = words("[PAD]", "[EOS]", pad_token="[PAD]", eos_token="[EOS]")
+
+    def made(data):
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules="all-linear"))
+        return trainer(model, None, args, tokenizer, data, longest=48)
+
+    assert isinstance(made(rows()), SharedDPOTrainer) == own
+    if not own:
+        with pytest.raises(Refusal, match="(?s)method.kwise=true.*fix: method.kwise=false"):
+            made(Dataset.from_list(grouped(rows())))

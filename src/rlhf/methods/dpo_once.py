@@ -18,6 +18,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import hash_module
 
 from rlhf.data import store
+from rlhf.errors import Refusal
 from rlhf.generation.batches import MicroBatch
 from rlhf.generation.logprobs import Forward
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
@@ -31,15 +32,28 @@ def trainer(
     model: Any, reference: Any, args: Any, tokenizer: Any, train: Any, held_out: Any = None, *, longest: int
 ) -> DPOTrainer:
     """TRL's trainer on pairs or rankings of up to `longest` tokens a sequence."""
-    if args.use_weighting:  # which reads the logits of whole sequences
-        return TokenizedDPOTrainer(model, reference, args, None, train, held_out, processing_class=tokenizer)
     peft, base, adapter = unwrap(model)
     policy = Role("policy", base, peft=peft, adapter=adapter)
+    if why := _needs_logits(policy, args):
+        if "replies" in train.column_names:
+            raise Refusal("method.kwise", "true", why, fix="method.kwise=false")
+        return TokenizedDPOTrainer(model, reference, args, None, train, held_out, processing_class=tokenizer)
     collator = SidesCollator(policy.filler(tokenizer.pad_token_id), can_share(policy, longest))
     made = SharedDPOTrainer(model, reference, args, collator, train, held_out, processing_class=tokenizer)
     if peft is not None and args.disable_dropout:
         keep_inputs_once(peft)
     return made
+
+
+def _needs_logits(policy: Role, args: Any) -> str:
+    """Why a loss needs TRL's logits of whole sequences; empty where log-probabilities of replies are enough."""
+    if args.use_weighting:
+        return "use_weighting reads the logits of whole sequences"
+    try:
+        policy.check_lm_head()
+    except Refusal as error:  # scaled logits, as of Cohere and Granite
+        return error.why
+    return ""
 
 
 class TokenizedDPOTrainer(DPOTrainer):
