@@ -23,8 +23,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, Stage, grouped, hint, options, to_stage, typed
-from rlhf.errors import ConfigError, Preempted, Refusal, ResourceError, StageError, nearest
+from rlhf.config import GROUPS, REPO, Stage, grouped, hint, options, to_stage, typed
+from rlhf.errors import ConfigError, Elsewhere, GuardStop, Preempted, Refusal, ResourceError, StageError, nearest
+from rlhf.parallel import ranks
 from rlhf.process import end_on_sigterm
 from rlhf.runs import sweep
 from rlhf.shell import SETTING, holds_text, home, setting, several
@@ -187,6 +188,8 @@ def run_job(cfg: DictConfig) -> None:
     overrides = list(hydra_cfg.overrides.task)
     if hydra_cfg.mode != RunMode.MULTIRUN:
         try:
+            if ranks.to_start(to_stage(cfg).hardware.devices):
+                sys.exit(_run_ranks(cfg, sys.argv[1:]))
             run_stage(cfg, overrides)
         except BaseException as error:  # Hydra would print words of its own
             _leave(error)
@@ -199,6 +202,9 @@ def run_job(cfg: DictConfig) -> None:
     try:
         if record.state(to_stage(cfg)) == "finished":  # a sweep that is started again goes on where it stopped
             print(f"{trial.folder} is finished and unchanged", flush=True)
+        elif ranks.to_start(cfg.hardware.devices):
+            own = (setting(f"run.{key}", cfg.run[key]) for key in ("root", "stage"))
+            trial.code = _run_ranks(cfg, [*overrides, *(shlex.split(word)[0] for word in own)])
         else:
             run_stage(cfg, overrides)
     except BaseException as error:
@@ -206,6 +212,18 @@ def run_job(cfg: DictConfig) -> None:
         trial.code = _tell(error)
         if trial.code in (Preempted.code, 130) or not isinstance(error, Exception):
             raise SystemExit(trial.code) from error
+
+
+def _run_ranks(cfg: DictConfig, words: list[str]) -> int:
+    """The exit code of a stage on several devices, each in a process of its own; what is refused without a library is refused once."""
+    from rlhf.parallel.start import start
+    from rlhf.preflight.settings import check_settings
+    from rlhf.runs import record
+
+    stage = to_stage(cfg)
+    check_settings(stage)
+    record.may_resume(stage)
+    return start(stage.hardware.devices, [sys.executable, str(REPO / "src/train.py"), *words])
 
 
 def _leave(error: BaseException) -> None:
@@ -223,6 +241,10 @@ def _tell(error: BaseException) -> int:
     if isinstance(known, KeyboardInterrupt):
         print("interrupted; the same command goes on, a stage from its last checkpoint", file=sys.stderr)
         return 130
+    if isinstance(known, Elsewhere) and (ranks.rank() or known.code == Elsewhere.unheard or not str(known)):
+        return known.code
+    if isinstance(known, GuardStop | Preempted) and ranks.rank():  # of all ranks, and the main one tells
+        return known.code
     if isinstance(known, StageError):
         lines = str(known).splitlines()
         if len(lines) > LINES:

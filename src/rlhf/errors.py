@@ -1,6 +1,7 @@
 """What can go wrong, as exit codes and as messages that name the key or file, the value, what is allowed and the fix."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,6 +73,19 @@ class Preempted(StageError):
     """The process was told to stop (SIGTERM), saved a checkpoint, and can be started again with the same command."""
 
     code = 75
+
+
+class Elsewhere(StageError):
+    """Another process of this run has failed, and says why; without words where it was heard what its exit code is.
+
+    Where we started the processes ourselves, this one leaves with `unheard`, and the one that failed speaks for all.
+    """
+
+    unheard = 76
+
+    def __init__(self, message: str, code: int = Preempted.code) -> None:
+        super().__init__(message)
+        self.code = self.unheard if os.environ.get("RLHF_STARTED") else code
 
 
 def nearest(word: object, known: Iterable[str], count: int = 3, before: str = "") -> str:

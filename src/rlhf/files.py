@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import DataError
+from rlhf.parallel.ranks import is_main
 
 # in a run's folder
 FINAL = "final"  # the weights a stage ends with
@@ -16,11 +17,6 @@ METRICS_FILE, ALERTS_FILE, RESULTS_FILE = "metrics.jsonl", "alerts.jsonl", "resu
 RUN_FILE, CONFIG_FILE, SAMPLES_FILE = "run.json", "config.yaml", "samples.jsonl"
 CARD = "README.md"  # of a model; people write on it, so it is no part of what was trained
 COMPLETE = "complete"  # written into a checkpoint after everything else: without it the checkpoint does not count
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 Listing = dict[str, Any]  # the files of a folder: name -> [size in bytes, SHA-256]

@@ -7,6 +7,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from rlhf.files import METRICS_FILE, SAMPLES_FILE, read_lines, verify, write_lines
+from rlhf.parallel import ranks
 
 TEST = "test"  # the set of samples.jsonl that reports compare
 FORMER = {"score": "reward", "proxy": "reward"}  # what earlier runs and comparisons called it
@@ -49,10 +50,12 @@ def situation(sample: Sample) -> str:
 
 
 def write_samples(folder: Path, step: int, name: str, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again."""
+    """Appends samples to `samples.jsonl`, after dropping those that a resumed run generates again; in the main process only."""
     path = folder / SAMPLES_FILE
-    kept = [row for row in read_lines(path) if (row["step"], row["set"]) < (step, name)]
-    write_lines(path, [*kept, *({"step": step, "set": name, **sample} for sample in samples)])
+    with ranks.agreed():
+        if ranks.is_main():
+            kept = [row for row in read_lines(path) if (row["step"], row["set"]) < (step, name)]
+            write_lines(path, [*kept, *({"step": step, "set": name, **sample} for sample in samples)])
 
 
 def last_step(path: Path) -> int:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf.generation.batches import MicroBatch
 from rlhf.models.roles import Role
+from rlhf.parallel import ranks
 
 Looked = dict[int, Tensor] | None
 
@@ -148,12 +149,12 @@ class Forward:
 
     @torch.no_grad()
     def reply_logprobs(self, role: Role, batches: Sequence[MicroBatch], mask: Tensor) -> Tensor:
-        """Log-probabilities of every reply token under the role, fp32 `[B, R]`, 0 outside the mask."""
+        """Log-probabilities of every reply token under the role, fp32 `[B, R]`, 0 outside the mask; the ranks share the work."""
         result = torch.zeros(mask.shape, device=mask.device)
         with role.active():
-            for batch in batches:
+            for batch in ranks.share(batches):
                 batch.put(result, self.logprobs(role, batch))
-        return result
+        return ranks.total(result)
 
     def logprobs_and_entropy(self, role: Role, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         with self.autocast(), torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf.generation.cache import decoding_cache
 from rlhf.models.roles import Role
+from rlhf.parallel import ranks
 
 
 def stream(seed: int, purpose: str, update: int) -> torch.Generator:
@@ -141,7 +142,7 @@ def sample_replies(
     generator: torch.Generator,
     chunk_size: int,
 ) -> Replies:
-    """Samples one reply a prompt, in chunks of prompts of similar length.
+    """Samples one reply a prompt, in chunks of prompts of similar length, which are shared out among the ranks.
 
     The random numbers are drawn for all rows beforehand, so a reply does not depend on which rows share its chunk (up
     to the rounding of the forward pass). Temperature 0 is greedy.
@@ -155,12 +156,15 @@ def sample_replies(
     policy.model.eval()
     try:
         with policy.active():
-            for start in range(0, len(order), chunk_size):
-                rows = order[start : start + chunk_size]
+            for rows in ranks.share([order[start : start + chunk_size] for start in range(0, len(order), chunk_size)]):
                 asked = [prompts[i] for i in rows]
                 part = sample_chunk(policy, asked, uniforms[rows], temperature, eos_ids, pad_id)
                 for i, ids, values, end in zip(rows, part.tokens, part.logprobs, part.ended, strict=True):
                     tokens[i], logprobs[i], ended[i] = ids, values, end
     finally:
         policy.model.train(was_training)
+    every = ranks.gather((tokens, logprobs, ended))
+    for place, i in enumerate(order):
+        theirs = every[place // chunk_size % ranks.size()]
+        tokens[i], logprobs[i], ended[i] = theirs[0][i], theirs[1][i], theirs[2][i]
     return Replies(tokens, logprobs, ended)

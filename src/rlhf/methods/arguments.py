@@ -64,7 +64,7 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
 
     A stage saves and evaluates four times on its way unless `method.args` says otherwise.
     """
-    micro, accumulation = split_batch(stage)
+    micro, passes = split_batch(stage)
     cls = config_class(stage.method.name)
     settings = method_arguments(stage)
     known = {field.name for field in dataclasses.fields(cls)}
@@ -79,7 +79,7 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
         "output_dir": stage.path.as_posix(),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": passes * stage.hardware.devices,  # each rank makes its share of them
         "local_rollout_forward_batch_size": micro,
         "gradient_checkpointing": stage.hardware.gradient_checkpointing,
         "bf16": stage.hardware.precision == "bf16",

@@ -1,7 +1,6 @@
 """Bases and scalar heads, loaded or made, in 4 bit or not; what of them a stage leaves."""
 
 import inspect
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,7 +203,7 @@ def placement(stage: Stage) -> dict[str, Any]:
     return {
         "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" and frozen else torch.float32,
         "quantization_config": quantization_config(stage),
-        "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else None,
+        "device_map": {"": 0} if on_gpu else None,  # a process sees one GPU (rlhf.parallel.ranks)
         "use_safetensors": True,
     }
 

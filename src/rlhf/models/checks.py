@@ -8,8 +8,8 @@ from typing import Any
 
 from rlhf.config import Stage
 from rlhf.errors import Refusal, nearest
-from rlhf.files import is_main
 from rlhf.methods import METHODS
+from rlhf.parallel.ranks import is_main
 from rlhf.shell import element
 
 CONFIG = "adapter_config.json"

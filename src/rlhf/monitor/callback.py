@@ -7,9 +7,10 @@ from transformers import TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import ALERTS_FILE, append_lines, checkpoints, is_main, keep_lines, read_lines
+from rlhf.files import ALERTS_FILE, append_lines, checkpoints, keep_lines, read_lines
 from rlhf.monitor import feed
 from rlhf.monitor.rules import Alert
+from rlhf.parallel.ranks import is_main
 
 
 class Watch(TrainerCallback):

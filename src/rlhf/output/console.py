@@ -6,8 +6,9 @@ import textwrap
 from typing import Any
 
 from rlhf.config import GB, Stage, options, split_batch
-from rlhf.files import FINAL, is_main
+from rlhf.files import FINAL
 from rlhf.methods import METHODS
+from rlhf.parallel.ranks import is_main
 from rlhf.shell import setting
 
 
@@ -74,6 +75,8 @@ def closing(stage: Stage, results: dict[str, Any], run: dict[str, Any]) -> None:
     line = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
     print(textwrap.fill(f"result   {line}", _width(), subsequent_indent=" " * 9))
     print(f"time     {run['seconds']:.0f} s, peak memory {memory(run)}")
+    if "ranks" in run:
+        print("ranks    " + "  ".join(f"{number} did {share:.0%}" for number, share in enumerate(run["ranks"])))
     print(f"files    {stage.path}/  (final/, results.json, metrics.jsonl, data.json, *.png)")
     print(f"next     {following(stage)}")
     print(f"export   {exporting(stage)}", flush=True)

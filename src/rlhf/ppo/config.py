@@ -123,10 +123,11 @@ def check_args(args: Any, tokenizer: Any, prefix: str = "") -> None:
         refuse(key, True, "gives adapters no gradient", f"{key}=false")
     for key in ("fsdp", "deepspeed"):
         if getattr(args, key):
-            why = "shards over several processes, and this trainer runs on one device"
+            why = "shards weights, which this trainer does not"
             refuse(key, getattr(args, key), why, f"{key}=null")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        refuse("WORLD_SIZE", os.environ["WORLD_SIZE"], "this trainer runs on one device", "start one process")
+        why = "a launcher has started several processes, which haven't met"
+        refuse("WORLD_SIZE", os.environ["WORLD_SIZE"], why, "python src/train.py, or rlhf.parallel.ranks.meet first")
     if found:
         raise ConfigError("\n".join(str(long_name(refusal, args, prefix)) for refusal in found))
 

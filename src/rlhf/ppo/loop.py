@@ -15,6 +15,7 @@ from rlhf.generation.logprobs import Forward, kl_estimates
 from rlhf.generation.sampling import Replies, sample_replies, stream
 from rlhf.models.layers import dense_base
 from rlhf.models.roles import Role
+from rlhf.parallel import ranks
 from rlhf.ppo import logged, objective
 from rlhf.ppo.objective import KLController, RunningMoments
 from rlhf.ppo.update import Experience, UpdateStats, backward, clip_gradients, collect, minibatches, require_finite
@@ -144,6 +145,7 @@ class Loop:
         advantages, returns = objective.generalized_advantages(rewards, experience.values, mask, args.gamma, args.lam)
         if args.whiten_advantages:
             advantages = objective.whiten(advantages, mask)
+        advantages, returns = ranks.same(advantages), ranks.same(returns)
         require_finite(update, {"objective/kl": k1[mask], "value/mean": experience.values[mask]})
         clock.append(time.time())
         peaks.append(peak_memory_mb()[memory])
@@ -200,7 +202,7 @@ class Loop:
                 for minibatch in minibatches(batches, args.num_mini_batches, generator):
                     self.optimizer.zero_grad(set_to_none=True)
                     if update > args.value_warmup_updates:
-                        terms = backward(self.policy, minibatch, policy_loss)
+                        terms = backward(self.policy, minibatch, policy_loss, objective.PolicyTerms)
                         norm = clip_gradients(policy_parameters, args.max_grad_norm)
                         require_finite(update, {"loss/policy_avg": terms.loss, "policy/grad_norm": norm})
                         stats.policy.append(terms)
@@ -209,7 +211,7 @@ class Loop:
                             stats.stopped_early = True
                             self.optimizer.zero_grad(set_to_none=True)
                             return stats
-                    terms = backward(self.value, minibatch, value_loss, args.vf_coef)
+                    terms = backward(self.value, minibatch, value_loss, objective.ValueTerms, args.vf_coef)
                     norm = clip_gradients(value_parameters, args.max_grad_norm)
                     require_finite(update, {"loss/value_avg": terms.loss, "value/grad_norm": norm})
                     stats.value.append(terms)

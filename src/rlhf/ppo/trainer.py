@@ -30,6 +30,7 @@ from rlhf.evaluation.samples import write_samples
 from rlhf.files import PREFIX, rotate, write_complete
 from rlhf.generation.logprobs import Forward
 from rlhf.models.roles import Role, save_role
+from rlhf.parallel import ranks
 from rlhf.ppo import checkpoint, config
 from rlhf.ppo.assembly import assemble
 from rlhf.ppo.config import PPOOptions
@@ -53,8 +54,8 @@ class PPOTrainer(trl_ppo.PPOTrainer):
     """A drop-in for TRL's PPOTrainer; each of the models may also be a `Role`, and the reward any `Scorer`, or a
     list of rewards.
 
-    Construction checks everything that can be checked without a step. What TRL does and this does not: several
-    processes, DeepSpeed, fp16 (needs loss scaling; use bf16).
+    Construction checks everything that can be checked without a step. What TRL does and this does not: DeepSpeed, FSDP, fp16 (needs
+    loss scaling; use bf16). Several processes are those of `rlhf.parallel`, as src/train.py starts them.
     """
 
     def __init__(
@@ -175,6 +176,9 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         self.state.train_batch_size = args.per_device_train_batch_size
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         start, first, losses = time.time(), self.state.episode, []
+        for role in (self.policy, self.value):
+            for _, parameter in role.trainable():
+                ranks.same(parameter.data)
         with self._checkpointing():
             while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
                 update = self.state.global_step + 1
@@ -268,14 +272,16 @@ class PPOTrainer(trl_ppo.PPOTrainer):
         stateful = [cb for cb in [*self.callback_handler.callbacks, self.control] if isinstance(cb, ExportableState)]
         states: Any = {type(cb).__name__: cb.state() for cb in stateful}
         self.state.stateful_callbacks = states
-        self.create_model_card(model_name=output.name)
 
         def write(partial: Path) -> None:
             self.save_model(str(partial))
             checkpoint.write_state(self, partial)
 
-        write_complete(folder, write)
-        rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
+        with ranks.agreed():  # the state knows of no ranks, so any number of them goes on from it
+            if ranks.is_main():
+                self.create_model_card(model_name=output.name)
+                write_complete(folder, write)
+                rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
 
 
 def by_name(dataset: Any) -> dict[str, Any]:

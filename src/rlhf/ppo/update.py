@@ -1,7 +1,7 @@
 """The passes over a rollout: what is computed once, and each minibatch's two backward passes and clipping."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from rlhf.errors import NonFinite
 from rlhf.generation.batches import MicroBatch
 from rlhf.generation.logprobs import Forward
 from rlhf.models.roles import Role
+from rlhf.parallel import ranks
 from rlhf.ppo.objective import PolicyTerms, ValueTerms
 
 Terms = TypeVar("Terms", PolicyTerms, ValueTerms)
@@ -39,13 +40,14 @@ def collect(
     """
     logprobs, values, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
     with policy.active():
-        for batch in batches:
+        for batch in ranks.share(batches):
             for into, part in zip((logprobs, entropy), forward.logprobs_and_entropy(policy, batch), strict=True):
                 batch.put(into, part)
     reference_logprobs = forward.reply_logprobs(reference, batches, mask)
     with value.active():
-        for batch in batches:
+        for batch in ranks.share(batches):
             batch.put(values, forward.values(value, batch))
+    logprobs, values, entropy = map(ranks.total, (logprobs, values, entropy))
     return Experience(logprobs, reference_logprobs, values, entropy, mask)
 
 
@@ -69,23 +71,31 @@ def minibatches(batches: Sequence[MicroBatch], count: int, generator: torch.Gene
 
 
 def backward(
-    role: Role, minibatch: Sequence[MicroBatch], terms_of: Callable[[MicroBatch], Terms], coefficient: float = 1.0
+    role: Role,
+    minibatch: Sequence[MicroBatch],
+    terms_of: Callable[[MicroBatch], Terms],
+    kind: type[Terms],
+    coefficient: float = 1.0,
 ) -> Terms:
-    """Accumulates the role's gradient of `coefficient` times the loss of one minibatch, a mean over its tokens.
+    """Accumulates the role's gradient of `coefficient` times the loss of one minibatch, a mean over its tokens; each rank computes its
+    share of the micro-batches.
 
     Returns the terms of the minibatch from those of its micro-batches: sums become means; of a `_max`, the largest.
     """
-    tokens, parts = sum(batch.tokens for batch in minibatch), []
+    tokens, names = sum(batch.tokens for batch in minibatch), [field.name for field in fields(kind)]
+    table = torch.zeros(len(minibatch), len(names), device=role.device)
     with role.active():
-        for batch in minibatch:
+        for row, batch in ranks.share(list(enumerate(minibatch))):
             terms = terms_of(batch)
             (coefficient * terms.loss / tokens).backward()
-            parts.append(replace(terms, loss=terms.loss.detach()))
-    means: dict[str, Any] = {}
-    for name in vars(parts[0]):
-        column = [getattr(part, name) for part in parts]
-        means[name] = torch.stack(column).max() if name.endswith("_max") else sum(x.float() for x in column) / tokens
-    return type(parts[0])(**means)
+            table[row] = torch.stack([getattr(terms, name).detach().float() for name in names])
+    ranks.add_gradients([parameter for _, parameter in role.trainable()])
+    columns = dict(zip(names, ranks.total(table).unbind(1), strict=True))
+    means: dict[str, Any] = {
+        name: column.max() if name.endswith("_max") else sum(column.unbind()) / tokens
+        for name, column in columns.items()
+    }
+    return kind(**means)
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float | None) -> Tensor:

@@ -205,7 +205,7 @@ def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
     one, none = ("rmsprop", "adagrad", "lion"), ("sgd", "adafactor")
     states = 0 if any(o in optim for o in none) else 1 if any(o in optim for o in one) else 2
     held = weights | {"optimizer": states * trained * (0.25 if "8bit" in optim else 1)}
-    gradients = trained * (2 if hardware.devices > 1 else 1)  # data-parallel training gathers them in buckets
+    gradients = trained
     micro, accumulation = split_batch(stage)
 
     layer, last = layer_bytes(stage, shape, work), (3 * work.wide - work.low) * shape.inner

@@ -9,7 +9,6 @@ from typing import Any
 from rlhf.config import GB, Dataset, Stage, compose_config, needs, split_batch, to_stage
 from rlhf.data import columns, contract, folders, sources, store
 from rlhf.data.rows import BadRow, Row, cut
-from rlhf.errors import ConfigError
 from rlhf.methods import METHODS, Method
 from rlhf.output.console import rule
 from rlhf.output.tables import grid
@@ -53,9 +52,6 @@ def resolve(overrides: Sequence[str]) -> Plan:
     cfg = compose_config(overrides)
     stage = to_stage(cfg)
     check_settings(stage, planned=needs(cfg))
-    if METHODS[stage.method.name].own_loop and stage.hardware.devices > 1:
-        what = f"trains on one device, hardware.devices={stage.hardware.devices}"
-        raise ConfigError(f"method={stage.method.name} {what}\n  fix: hardware.devices=1")
     split_batch(stage)  # a batch that does not divide is refused before anything is asked about the model
     shape = shape_of(stage)
     return Plan(stage, shape, estimate(stage, shape))

@@ -13,6 +13,7 @@ from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.files import FINAL
 from rlhf.methods import METHODS, REPORTED
 from rlhf.monitor import rules
+from rlhf.parallel import ranks
 from rlhf.preflight.memory import argument, fewest
 from rlhf.rewards.functions import PREFIX, unknown_rule
 from rlhf.shell import element, setting
@@ -280,17 +281,14 @@ def _first(stage: Stage, key: str, name: str) -> str:
 
 
 def check_machine(stage: Stage) -> None:
-    """Whether the GPUs, which only torch can tell, and the processes that the configuration asks for are here."""
+    """Whether the GPU that the configuration asks for, which only torch can tell, is here."""
     if stage.hardware.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            why = "but this machine has no GPU that torch can use"
-            raise ConfigError(f"hardware.device=cuda, {why}\n  fix: hardware=cpu")
-    devices, world = stage.hardware.devices, int(os.environ.get("WORLD_SIZE", "1"))
-    if world != devices:
-        fix = f"accelerate launch --num_processes {devices} src/train.py ..., or hardware.devices={world}"
-        raise ConfigError(f"hardware.devices={devices}, but {world} process(es) were started\n  fix: {fix}")
+            several = f" for rank {ranks.rank()} of hardware.devices={ranks.size()}" if ranks.size() > 1 else ""
+            why = f"but this machine has no GPU that torch can use{several}"
+            raise ConfigError(f"hardware.device=cuda, {why}\n  fix: hardware=cpu, or fewer hardware.devices")
 
 
 def expectation_problems(stage: Stage) -> Iterator[str]:

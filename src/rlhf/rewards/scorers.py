@@ -13,6 +13,7 @@ from rlhf.config import Stage
 from rlhf.errors import Refusal
 from rlhf.generation.batches import lay_out
 from rlhf.models.roles import Role
+from rlhf.parallel import ranks
 
 Ids = Sequence[Sequence[int]]
 
@@ -36,11 +37,12 @@ class RoleScorer:
     def __call__(self, prompts: Ids, replies: Ids, rows: Sequence[dict[str, Any]]) -> Tensor:
         head = self.role.head
         assert head is not None, f"role {self.role.name} has no scalar head"
-        scores = torch.zeros(len(prompts))
-        with self.role.active(), self.autocast():
-            for batch in lay_out(prompts, replies, self.batch_size, self.role.filler(self.pad_id), self.role.device):
-                scores[batch.rows] = head(batch.last_states(self.role.hidden(batch.ids))).cpu()
-        return scores
+        scores, role = torch.zeros(len(prompts)), self.role
+        batches = lay_out(prompts, replies, self.batch_size, role.filler(self.pad_id), role.device)
+        with role.active(), self.autocast():
+            for batch in ranks.share(batches):
+                scores[batch.rows] = head(batch.last_states(role.hidden(batch.ids))).cpu()
+        return ranks.total(scores)
 
 
 @dataclass
@@ -53,12 +55,15 @@ class FunctionScorer:
     def __call__(self, prompts: Ids, replies: Ids, rows: Sequence[dict[str, Any]]) -> Tensor:
         prompt_texts = [self.tokenizer.decode(list(p), skip_special_tokens=True) for p in prompts]
         reply_texts = [self.tokenizer.decode(list(r), skip_special_tokens=True) for r in replies]
-        scores = torch.as_tensor(list(self.function(prompt_texts, reply_texts, rows)), dtype=torch.float32)
-        if scores.shape != (len(prompts),):
-            name = getattr(self.function, "__name__", "the reward function")
-            why = f"returned scores of shape {tuple(scores.shape)} for {len(prompts)} replies"
-            raise Refusal("reward_model", name, why, fix="one number a reply")
-        return scores
+        scores = torch.zeros(len(prompts))
+        with ranks.agreed():
+            if not ranks.rank():  # once: it may be another program, or cost money
+                scores = torch.as_tensor(list(self.function(prompt_texts, reply_texts, rows)), dtype=torch.float32)
+            if scores.shape != (len(prompts),):
+                name = getattr(self.function, "__name__", "the reward function")
+                why = f"returned scores of shape {tuple(scores.shape)} for {len(prompts)} replies"
+                raise Refusal("reward_model", name, why, fix="one number a reply")
+        return ranks.same(scores)
 
 
 @dataclass
@@ -106,10 +111,10 @@ class TextScorer:
         size = self.batch_size if self.tokenizer.pad_token_id is not None else 1
         scores = torch.zeros(len(texts))
         padding = "longest" if size > 1 else False
-        for some in (order[start : start + size] for start in range(0, len(order), size)):
+        for some in ranks.share([order[start : start + size] for start in range(0, len(order), size)]):
             batch = self.tokenizer.pad({"input_ids": [texts[i] for i in some]}, padding=padding, return_tensors="pt")
             scores[some] = self.model(**batch.to(self.model.device)).logits[:, self.label].float().cpu()
-        return scores
+        return ranks.total(scores)
 
 
 @dataclass

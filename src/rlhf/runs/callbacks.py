@@ -12,11 +12,14 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from rlhf.config import Stage
 from rlhf.errors import GuardStop
-from rlhf.files import CARD, METRICS_FILE, append_lines, is_main, keep_lines, mark, read_json, write_json
+from rlhf.files import CARD, METRICS_FILE, append_lines, keep_lines, mark, read_json, write_json
 from rlhf.methods import METHODS
 from rlhf.monitor.callback import Watch
+from rlhf.parallel import ranks
+from rlhf.parallel.ranks import is_main
+from rlhf.parallel.trainer import COUNTED, Shared
 
-COUNTED, TOKENS = "_total_train_tokens", "tokens.json"  # TRL's count of the tokens trained on, and our file of it
+TOKENS = "tokens.json"  # how many tokens were trained on when a checkpoint was written
 
 
 class MetricsFile(TrainerCallback):
@@ -27,7 +30,8 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         logged = sum(entry["step"] == state.global_step for entry in state.log_history)
-        keep_lines(self.path, state.global_step, logged)
+        with ranks.agreed():  # who reads these lines reads what was kept
+            keep_lines(self.path, state.global_step, logged)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs:  # the mean loss of this process's steps at its end would not be that of a run that was resumed
@@ -83,7 +87,7 @@ def go_on(trainer: Any, checkpoint: Path) -> None:
 
 
 class Preemption(TrainerCallback):
-    """SIGTERM saves a checkpoint after the current step and ends the run; the same command goes on from there."""
+    """SIGTERM, to any rank, saves a checkpoint after the current step and ends the run; the same command goes on from there."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -97,6 +101,7 @@ class Preemption(TrainerCallback):
         signal.signal(signal.SIGTERM, self.before)
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.asked = ranks.anywhere(self.asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
 
@@ -143,6 +148,8 @@ def install(trainer: Any, stage: Stage) -> tuple[Preemption, Watch]:
     """Give a trainer our callbacks in place of the library's printing ones; rewards are watched where there are any."""
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
+    if not METHODS[stage.method.name].own_loop:
+        Shared(trainer, stage.seed)
     preemption, watching = Preemption(), Watch(trainer, stage)
     rewarded = [watching] if METHODS[stage.method.name].reward else []
     for callback in (MetricsFile(stage.path), Complete(trainer), Finite(), preemption, *rewarded, Bar(stage.run.stage)):

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from rlhf.errors import ResourceError, StageError
-from rlhf.files import is_main, read_json
+from rlhf.files import read_json
+from rlhf.parallel.ranks import is_main
 
 _held: dict[Path, tuple[int, list[Path]]] = {}  # by lock file: its handle, and the folders that were made for it
 
@@ -41,6 +42,12 @@ def hold(folder: Path, command: str) -> None:
     if not _held:
         atexit.register(release)
     _held[file] = handle, made
+
+
+def held(folder: Path) -> str:
+    """What is written beside a folder about who owns it; empty where nobody does."""
+    file = folder.absolute().with_name(f".lock-{folder.name}")
+    return file.read_text() if file.is_file() else ""
 
 
 def _locked(file: Path, folder: Path) -> int:

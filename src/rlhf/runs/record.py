@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import sys
@@ -19,10 +20,12 @@ from rlhf import files
 from rlhf.config import Stage, read_stage
 from rlhf.data import sources
 from rlhf.errors import ConfigError, DataError, nearest
-from rlhf.files import FINAL, is_main
+from rlhf.files import FINAL
 from rlhf.methods import METHODS
+from rlhf.parallel import ranks
+from rlhf.parallel.ranks import is_main
 from rlhf.process import peak_memory_mb
-from rlhf.runs.lock import hold
+from rlhf.runs.lock import held, hold
 from rlhf.runs.provenance import provenance, redacted
 from rlhf.shell import element, setting
 
@@ -33,6 +36,19 @@ NO_INPUTS = ("run", "logging", "source", "expect", "monitor")
 VERIFIED = (files.CONFIG_FILE, files.METRICS_FILE, files.RESULTS_FILE, files.SAMPLES_FILE)
 TOLD = 5  # settings that a refusal names
 PEAKS = {"cpu": "peak_memory_mb", "gpu": "peak_gpu_memory_mb"}  # in run.json
+
+
+def identity(stage: Stage) -> dict[str, Any]:
+    """What all ranks of a run must have in common: each setting by its name, and the code."""
+    code = provenance()
+    return {**dict(_leaves(redacted(_settings(stage)))), "commit": code["git"]["commit"], **code["versions"]}
+
+
+def check_shared(stage: Stage) -> None:
+    """Raise a ConfigError on a rank that does not see what the main rank has written beside the run's folder."""
+    if ranks.from_main(held(stage.path)) != held(stage.path):
+        what = f"rank {ranks.rank()} on {platform.node()} does not see what rank 0 wrote there"
+        raise ConfigError(f"run.root={stage.run.root}: {what}\n  fix: run.root= a folder that all machines share")
 
 
 def inputs(stage: Stage) -> dict[str, str]:
@@ -51,6 +67,7 @@ def _settings(stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result follows from."""
     settings = {k: v for k, v in asdict(stage).items() if k not in NO_INPUTS}
     settings["model"]["path"] = _portable(stage, stage.model.path)
+    settings["hardware"]["devices"] = 1  # any number of them makes the same run
     # only plan.py reads these, so no run goes stale with them
     del settings["model"]["shape"], settings["dataset"]["rows"], settings["dataset"]["streaming"]
     for key in ("path", "mixture"):
@@ -244,11 +261,12 @@ class Record:
     def __init__(self, stage: Stage, cfg: DictConfig | None, resume: bool, overrides: list[str]) -> None:
         self.stage, self.path, self.resumed = stage, stage.path, resume
         self.started = time.time()
+        self.run: dict[str, Any] = {}
         if not is_main():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         before = read_run(self.path)
-        self.run: dict[str, Any] = {
+        self.run = {
             "id": before.get("id") or hashlib.sha256(f"{time.time_ns()}{os.getpid()}".encode()).hexdigest()[:16],
             "status": before.get("status", "running"),
             "recipe": stage.run.recipe,
@@ -295,13 +313,18 @@ class Record:
             self._save()
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose bytes are those that were written; newer ones that are not are named and removed."""
+        """The newest checkpoint whose bytes are those that were written, for the main process; newer ones that are not are named and
+        removed."""
         found, left_out = files.newest(self.path)
-        if is_main():
-            for checkpoint, why in left_out.items():
-                print(f"left out {checkpoint.name}: {why}", flush=True)
-                shutil.rmtree(checkpoint)
+        for checkpoint, why in left_out.items():
+            print(f"left out {checkpoint.name}: {why}", flush=True)
+            shutil.rmtree(checkpoint)
         return found
+
+    def shares(self, done: list[int]) -> None:
+        """Notes which part of the work each of several ranks did."""
+        if is_main() and len(done) > 1:
+            self.run["ranks"] = [round(units / sum(done), 3) for units in done]
 
     def _save(self) -> None:
         files.write_json(self.path / files.RUN_FILE, self.run)

@@ -13,6 +13,7 @@ from rlhf.config import Stage, to_stage
 from rlhf.errors import ConfigError, DataError, Preempted
 from rlhf.methods import METHODS
 from rlhf.output import console
+from rlhf.parallel import ranks
 from rlhf.preflight.hub import check_repositories
 from rlhf.preflight.settings import check_machine, check_settings
 from rlhf.process import LARGE, quiet, return_freed_memory
@@ -27,29 +28,39 @@ def run_stage(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     the configuration or the data: with `run.overwrite=true` the old run goes only when a trainer for the new one stands.
     """
     stage = to_stage(cfg)
-    resume = refuse(stage)
-    tokenizer, data = prepare(stage)
-    trained = resume and record.trained(stage)
-    trainer = None if trained else build(stage, tokenizer, data)
+    ranks.meet(stage.hardware.devices, stage.hardware.device == "cuda")
+    if ranks.size() > 1:
+        ranks.check_same(record.identity(stage))
+    with ranks.agreed(main_first=True):
+        resume = refuse(stage)
+    with ranks.agreed():
+        record.check_shared(stage)
+    with ranks.agreed(main_first=True):  # the others find the rows that it prepared
+        tokenizer, data = prepare(stage)
+        trained = resume and record.trained(stage)
+    with ranks.agreed():
+        trainer = None if trained else build(stage, tokenizer, data)
 
-    if not resume:
-        record.set_aside(stage)
-    run = record.Record(stage, cfg, resume, overrides)
+    with ranks.agreed():
+        if not resume:
+            record.set_aside(stage)
+        run = record.Record(stage, cfg, resume, overrides)
     run.write("data.json", {"source": stage.dataset.path, "licence": stage.dataset.licence, "splits": data.ledger})
-    if stage.model.init is not None and files.is_main():
+    if stage.model.init is not None and ranks.is_main():
         tokenizer.save_pretrained(str(stage.path / "tokenizer"))
     if trainer is not None:
         began = time.time()
         train(stage, tokenizer, data, trainer, run)
         save(stage, tokenizer, trainer)
-        if files.is_main():
+        if ranks.is_main():
             run.run["train_seconds"] = round(time.time() - began, 1)
         run.status("trained")
         trainer = None  # what it held is free for the evaluation
         gc.collect()
     results = evaluate(stage, tokenizer, data)
     run.write(files.RESULTS_FILE, results)
-    if files.is_main():
+    run.shares(ranks.gather(ranks.done()))
+    if ranks.is_main():
         files.write_text(stage.path / files.FINAL / files.CARD, card(stage, overrides, results, run.run))
         (stage.path / files.CARD).unlink(missing_ok=True)  # TRL's, which names no base and no data
         from rlhf.output.plots import curves
@@ -126,9 +137,11 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
 
     run.write("trainer_args.json", trainer.args.to_sanitized_dict())
     preemption, watching = callbacks.install(trainer, stage)
-    checkpoint = run.last_checkpoint() if run.resumed else None
+    found = ranks.from_main(str(run.last_checkpoint() or "") if run.resumed and ranks.is_main() else "")
+    checkpoint = Path(found) if found else None
     if checkpoint is not None:
-        print(f"going on from {checkpoint}", flush=True)
+        if ranks.is_main():
+            print(f"going on from {checkpoint}", flush=True)
         if not METHODS[stage.method.name].own_loop:
             callbacks.go_on(trainer, checkpoint)
     try:
@@ -142,9 +155,10 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
     if watching.stops:
         from rlhf.evaluation.evaluate import suspicious
 
-        if files.is_main():
+        said = suspicious(stage, tokenizer, data, trainer)
+        if ranks.is_main():
             watching.suspicious.unlink(missing_ok=True)
-            files.append_lines(watching.suspicious, suspicious(stage, tokenizer, data, trainer))
+            files.append_lines(watching.suspicious, said)
         run.status("running")
         raise watching.stopped()
     if preemption.asked:
@@ -157,8 +171,9 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
 
 def save(stage: Stage, tokenizer: Any, trainer: Any) -> None:
     """Weights and tokenizer go to `final/`, whole or not at all: other stages read it as soon as it is there."""
-    if files.is_main():
-        files.replace_folder(stage.path / files.FINAL, partial(_write, stage, tokenizer, trainer))
+    with ranks.agreed():
+        if ranks.is_main():
+            files.replace_folder(stage.path / files.FINAL, partial(_write, stage, tokenizer, trainer))
 
 
 def _write(stage: Stage, tokenizer: Any, trainer: Any, folder: Path) -> None:
