@@ -32,13 +32,12 @@ class Arguments:
 
 
 def main(own: Arguments) -> None:
-    from rlhf.compare.trials import parallel
     from rlhf.rounds import report
     from rlhf.rounds.plan import Rounds
     from rlhf.rounds.run import run
 
     rounds = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name, own.arms)
-    run(rounds, own.jobs or parallel(rounds.planned), own.judge)
+    run(rounds, own.jobs, own.judge)
     print(report.write(rounds))
 
 

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, Stage, grouped, hint, options, to_stage, typed
+from rlhf.config import GROUPS, Launcher, Stage, grouped, hint, options, to_stage, typed
 from rlhf.errors import ConfigError, Preempted, Refusal, ResourceError, StageError, nearest
 from rlhf.process import end_on_sigterm
 from rlhf.runs import sweep
@@ -69,6 +69,7 @@ def _compose_and_run(main: Callable[..., Any], words: list[str]) -> None:
     _typed[:], sys.argv[1:] = sys.argv[1:], words
     try:
         hydra.main(version_base="1.3", config_path="../conf", config_name="train")(main)()
+        sweep.launch()
     finally:
         if sweep.trials:
             print(f"\n{sweep.table()}", flush=True)
@@ -164,6 +165,11 @@ def hydra_arguments(given: Sequence[str], usage: str) -> list[str]:
         if argument.startswith("--experimental-rerun"):
             why = "which could run anything; use the overrides of .hydra/overrides.yaml"
             raise ConfigError(f"--experimental-rerun loads a pickle, {why}")
+        if key in ("hydra/launcher", "hydra/sweeper") or key.startswith("hydra.launcher."):
+            fix = (
+                "launcher=slurm, or another of conf/launcher/" if "launcher" in key else "-m with the values themselves"
+            )
+            raise ConfigError(f"{argument}: trials are started by our own launcher, which waits for each\n  fix: {fix}")
         if argument.startswith("--") and key.partition(".")[0] in CONFIG:
             fix = shlex.quote(f"{key}={value or after}")
             raise ConfigError(f"{argument}: settings have no dashes\n  fix: {fix}\n  {example(usage)}")
@@ -187,6 +193,7 @@ def run_job(cfg: DictConfig) -> None:
     overrides = list(hydra_cfg.overrides.task)
     if hydra_cfg.mode != RunMode.MULTIRUN:
         try:
+            sweep.refuse_alone(to_stage(cfg))
             run_stage(cfg, overrides)
         except BaseException as error:  # Hydra would print words of its own
             _leave(error)
@@ -197,8 +204,11 @@ def run_job(cfg: DictConfig) -> None:
     trial = sweep.Trial(overrides, Path(cfg.run.root, cfg.run.recipe, cfg.run.stage))
     sweep.trials.append(trial)
     try:
-        if record.state(to_stage(cfg)) == "finished":  # a sweep that is started again goes on where it stopped
+        stage = to_stage(cfg)
+        if record.state(stage) == "finished":  # a sweep that is started again goes on where it stopped
             print(f"{trial.folder} is finished and unchanged", flush=True)
+        elif stage.launcher != Launcher():
+            trial.stage = stage  # run by sweep.launch, when all are known
         else:
             run_stage(cfg, overrides)
     except BaseException as error:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from rlhf.errors import Preempted
 
@@ -80,7 +80,7 @@ class Children:
     def __init__(self) -> None:
         self.asked, self.running, self.guard = False, set[subprocess.Popen[Any]](), threading.Lock()
 
-    def __enter__(self) -> "Children":
+    def __enter__(self) -> Self:
         self.before = signal.signal(signal.SIGTERM, self.stop)
         return self
 
