@@ -24,6 +24,12 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     for arm in ("dpo", "ppo"):
         if not any(trial.arm == arm for trial in trials):
             raise ConfigError(f"no trial of {arm} is left to compare: {failed[0][1]}")
+    left = _compared(trials)
+    if not left:
+        raise ConfigError(f"no seed is left that both arms were trained with: {failed[0][1]}")
+    if left != comparison.seeds:
+        print(f"compared by seeds {left}: the others have no setting of both arms", flush=True)
+        comparison.seeds, trials = left, [trial for trial in trials if trial.seed in left]
 
     from rlhf.compare.analysis import analyze
     from rlhf.compare.conclusion import conclusion
@@ -44,6 +50,14 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     for trial, why in failed:
         print(f"failed   {trial.name}: {why}")
     return failed
+
+
+def _compared(trials: Sequence[Trial]) -> list[int]:
+    """The most seeds for which both arms have a setting that all of them have: all seeds, unless trials failed."""
+    have: dict[str, dict[float | None, set[int]]] = {arm: {} for arm in KNOBS}
+    for trial in (trial for trial in trials if trial.arm in KNOBS):
+        have[trial.arm].setdefault(trial.setting, set()).add(trial.seed)
+    return sorted(max((dpo & ppo for dpo in have["dpo"].values() for ppo in have["ppo"].values()), key=len))
 
 
 def _tune(comparison: Comparison, jobs: int | None, gold: str) -> list[Row]:
