@@ -59,6 +59,7 @@ def end_on_sigterm() -> None:
     """Outside training a SIGTERM ends this process at once with exit code 75: what it writes is whole or not there."""
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to each process, and a parent once more
         raise Preempted("stopped by SIGTERM; the same command goes on from here")
 
     signal.signal(signal.SIGTERM, end)

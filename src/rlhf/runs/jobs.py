@@ -155,7 +155,9 @@ class Pool(Jobs):
     def _open(self) -> Any:
         from joblib.externals.loky import ProcessPoolExecutor
 
-        return ProcessPoolExecutor(self.most, timeout=None, initializer=die_with_parent)
+        executor = ProcessPoolExecutor(self.most, timeout=None, initializer=die_with_parent)
+        executor.submit(os.getpid).result()  # starts them all, as children of this thread, with which they end
+        return executor
 
     def submit(self, name: str, job: tuple[Any, ...]) -> Any:
         from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
