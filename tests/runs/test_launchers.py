@@ -2,7 +2,9 @@
 
 import json
 import os
+import runpy
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,10 +12,15 @@ from pathlib import Path
 import pytest
 
 from rlhf.compare.trials import Comparison
+from rlhf.config import REPO
 from rlhf.errors import ConfigError, Refusal
+from rlhf.rounds.plan import Rounds
+from rlhf.rounds.run import run as rounds
 from rlhf.runs import cluster, jobs
 from rlhf.runs.cluster import launcher
 from rlhf.runs.launcher import Task, last_error
+from rlhf.runs.pipeline import Pipeline
+from rlhf.runs.pipeline import run as pipeline
 
 LAUNCHERS = ("basic", "joblib", "local", "slurm")
 
@@ -214,13 +221,15 @@ def test_a_package_that_is_missing_is_named_before_anything_starts(tmp_path, mon
         comparison.run(2)
 
 
-def test_a_dry_run_shows_the_script_without_slurm_and_starts_nothing(door, tmp_path, capsys):
+def test_a_dry_run_shows_the_script_without_slurm_and_starts_nothing(tmp_path, monkeypatch, capsys):
     asks = ["launcher=slurm", "launcher.dry_run=true", "launcher.args.partition=gpu", "launcher.args.mem_gb=32"]
-    asks += ["hardware=gpu_8x80gb", f"run.root={tmp_path}"]
-    done = door("train.py", "recipe=support/dpo", "batch_size=128", "-m", "seed=1,2", *asks)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    for line in (
+    sweep = ["recipe=support/dpo", "batch_size=128", "hardware=gpu_8x80gb", f"run.root={tmp_path}", "-m", "seed=1,2"]
+    monkeypatch.setattr(sys, "argv", [str(REPO / "src/train.py"), *sweep, *asks])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert left.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    wanted = [
         "partition=gpu",
         "mem=32GB",
         "time=1440",
@@ -228,18 +237,25 @@ def test_a_dry_run_shows_the_script_without_slurm_and_starts_nothing(door, tmp_p
         "no-requeue",
         "gpus-per-node=8",
         "ntasks-per-node=1",
-    ):
-        assert f"#SBATCH --{line}" in lines, line
+    ]
+    assert [option for option in wanted if f"#SBATCH --{option}" not in lines] == []
     commands = [line for line in lines if line.startswith("python src/train.py")]
     assert len(commands) == 2 and "launcher" not in "".join(commands) and commands[1].count("seed=2") == 1
     assert "run.stage=dpo-sweep/" in commands[0] and any(line.startswith("srun ") for line in lines)
-    comparison = Comparison("support", [f"run.root={tmp_path}/c", *asks[:3]], [1, 2], {"dpo": [0.3], "ppo": [0.1]})
-    with pytest.raises(SystemExit) as left:
-        comparison.run(None)
-    told = capsys.readouterr().out
-    assert left.value.code == 0 and "8 tasks would be started, 256 at a time" in told
-    commands = [line for line in told.splitlines() if line.startswith("python src/train.py")]
-    assert len(commands) == 8 and "#SBATCH --partition=gpu" in told.splitlines()
+
+    monkeypatch.setattr(Pipeline, "check_arguments", lambda plan, names: None)  # imports TRL
+    overrides = [f"run.root={tmp_path}/c", *asks]
+    ways = {
+        8: Comparison("support", overrides, [1, 2], {"dpo": [0.3], "ppo": [0.1]}).run,
+        7: lambda: rounds(Rounds("support", overrides, 2, seeds=[1]), None, "simulated"),
+        5: lambda: sys.exit(pipeline(Pipeline("support", overrides))),
+    }
+    for tasks, way in ways.items():
+        with pytest.raises(SystemExit) as left:
+            way()
+        told = capsys.readouterr().out.splitlines()
+        assert left.value.code == 0 and told[0] == f"launcher=slurm: {tasks} tasks would be started, 256 at a time"
+        assert sum(line.startswith("python src/") for line in told) == tasks and "#SBATCH --partition=gpu" in told
     assert not (tmp_path / "c").exists() and not list(tmp_path.rglob("jobs"))
 
 
