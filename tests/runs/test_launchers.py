@@ -94,7 +94,8 @@ def nodes(tmp_path, monkeypatch) -> Path:
 def tasks(tmp_path, monkeypatch):
     (tmp_path / "task.py").write_text(TASK)
     monkeypatch.setattr(jobs, "POLL", 0.05)
-    monkeypatch.setattr(jobs, "LATE", 0.2)
+    monkeypatch.setattr(jobs.Jobs, "late", 0.2)
+    monkeypatch.setattr(cluster.Slurm, "late", 0.2)
     return lambda *names: [
         Task(name, str(tmp_path / "task.py"), [name, str(tmp_path)], log=tmp_path / f"logs/{name}.log")
         for name in names

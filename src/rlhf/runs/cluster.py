@@ -84,6 +84,7 @@ class Slurm(Local):
     """launcher=slurm: a job a task, which asks for what `launcher.args` says."""
 
     schema, name = "SlurmQueueConf", "slurm"
+    late = 60.0  # as long as NFS may remember how a folder was
 
     def __init__(self, own: config.Launcher, stage: Stage, folder: Path, most: int | None = None) -> None:
         super().__init__(own, stage, folder, most)

@@ -26,7 +26,6 @@ from rlhf.runs.launcher import Launcher, Task, opened
 
 POLL = 0.5  # seconds between two looks at a job's note
 GRACE = 60.0  # seconds that a job has for its last checkpoint
-LATE = 5.0  # seconds that a network disk has for its last file
 LOST_WORKER = "WORKER_LOST"
 # how a job ends that is no fault of its trial's
 AGAIN = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT", LOST_WORKER)
@@ -57,6 +56,7 @@ class Jobs(Launcher):
     """What jobs have in common."""
 
     needs: tuple[str, ...] = ()
+    late = 2.0  # seconds after a job's end in which its note may still appear
 
     def __init__(self, own: config.Launcher, stage: Stage, folder: Path, most: int | None = None) -> None:
         if lacking := [name for name in self.needs if not installed(name)]:
@@ -100,11 +100,8 @@ class Jobs(Launcher):
             return Preempted.code, ""
         note = self.folder / "jobs" / f"{task.name}-{uuid.uuid4().hex[:8]}.json"
         note.parent.mkdir(parents=True, exist_ok=True)
-        job, end, told = (
-            self.submit(task.name, (command, log.absolute(), note.absolute(), self.environment)),
-            math.inf,
-            "",
-        )
+        job = self.submit(task.name, (command, log.absolute(), note.absolute(), self.environment))
+        end, told = math.inf, ""
         while time.monotonic() < end:
             said = files.read_json(note) if note.exists() else {}
             if "code" in said:
@@ -112,7 +109,7 @@ class Jobs(Launcher):
             if self.asked and end == math.inf and self.cancel(job, said.get("process")):
                 end = time.monotonic() + GRACE
             if not told and (told := self.ended(job)):
-                end = min(end, time.monotonic() + LATE)
+                end = min(end, time.monotonic() + self.late)
             time.sleep(POLL)
         note.unlink(missing_ok=True)
         return (said["code"], "") if "code" in said else (LOST, self.lost(job, told, bool(said)))
