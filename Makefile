@@ -7,7 +7,7 @@ help: ## Show this help
 
 install: .venv/installed ## Create .venv with the requirements and this checkout as an editable package
 
-.venv/installed: pyproject.toml requirements.txt requirements-test.txt requirements-web.txt
+.venv/installed: pyproject.toml requirements.txt requirements-test.txt requirements-web.txt requirements-cluster.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'

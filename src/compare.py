@@ -10,6 +10,7 @@ counted on; the trials have each arm's best. More keys:
   judge=annotator|reward:<model>|openai:<model>   who decides win rates; default: as gold
   gold=annotator|reward:<model>                   what counts as the true score; default: the dataset's annotator, or evaluation.gold
   jobs=2                                          trials at a time; default: as many as fit
+  launcher=slurm                                  trials as jobs of a cluster: docs/cluster.md
   name=compare                                    another folder, for another comparison of the same recipe
 Exit code 0: all trials are in the report; 1: some failed (the report is of the others, and names them).
 """

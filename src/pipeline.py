@@ -3,7 +3,8 @@
   python src/pipeline.py recipe=support [stages=[reward,ppo]] [key=value] [<stage>.key=value]
 
 Stages that are finished and unchanged are skipped; those whose settings, data or predecessor changed run again. Every other override
-goes to each stage that knows it (`seed=2`), or to one stage (`dpo.method.args.beta=0.05`).
+goes to each stage that knows it (`seed=2`), or to one stage (`dpo.method.args.beta=0.05`). With launcher=slurm each is a job of a cluster:
+docs/cluster.md.
 """
 
 import sys

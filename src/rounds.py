@@ -8,6 +8,7 @@ gold.png into runs/<recipe>/rounds/; what has run is not run again, and after a 
   judge=people        not the simulated people: stops with exit code 75 and says what to do, until enough judgements are there
   arms=[rounds,frozen]  not all three
   jobs=2              chains of stages at a time; default: as many as fit
+  launcher=slurm      steps as jobs of a cluster: docs/cluster.md
   name=rounds         another folder, for rounds with other settings
 """
 
@@ -32,13 +33,12 @@ class Arguments:
 
 
 def main(own: Arguments) -> None:
-    from rlhf.compare.trials import parallel
     from rlhf.rounds import report
     from rlhf.rounds.plan import Rounds
     from rlhf.rounds.run import run
 
     rounds = Rounds(own.recipe, own.overrides, own.rounds, own.labels, own.seeds, own.replies, own.name, own.arms)
-    run(rounds, own.jobs or parallel(rounds.planned), own.judge)
+    run(rounds, own.jobs, own.judge)
     print(report.write(rounds))
 
 

@@ -25,7 +25,7 @@ from tests.helpers import door_module
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "recipes").rglob("README.md"))]
 STAGES = ["base", "sft", "reward", "judge", "reward-feedback", "dpo", "ppo"]
 DOOR = re.compile(r"(?:python|accelerate launch [^`]*?) src/\w+\.py")
-COMMAND = re.compile(rf"{DOOR.pattern}|make [a-z]+")
+COMMAND = re.compile(rf"(?:srun [^`]*? )?{DOOR.pattern}|make [a-z]+")
 PLACEHOLDERS = {"<name>": "support", "<recipe>/<stage>": "support/dpo", "=N": "=1"}
 
 

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from peft import LoraConfig
 from trl import DPOConfig, RewardConfig, SFTConfig
 
@@ -18,6 +19,7 @@ FILES = ("md", "yaml", "py", "json", "jsonl", "png")
 ARGS = {
     "method": {field.name for kind in (SFTConfig, RewardConfig, DPOConfig, PPOConfig) for field in fields(kind)},
     "adapter": {field.name for field in fields(LoraConfig)},
+    "launcher": {field.name for field in fields(SlurmQueueConf)},
 }
 
 

@@ -63,9 +63,10 @@ def test_a_wheel_holds_the_package_and_says_what_it_is(checkout, tmp_path):
     needed = metadata.get_all("Requires-Dist") or []
     assert [line for line in needed if "extra" not in line] == requirements("requirements.txt")
     for extra, listed in {
-        "test": ("test", "benchmarks", "web"),
+        "test": ("test", "benchmarks", "web", "cluster"),
         "benchmarks": ("benchmarks",),
         "web": ("web",),
+        "cluster": ("cluster",),
     }.items():
         lines = [line.partition(";")[0].strip() for line in needed if f'extra == "{extra}"' in line]
         assert lines == [line for name in listed for line in requirements(f"requirements-{name}.txt")]

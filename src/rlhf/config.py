@@ -143,6 +143,15 @@ class Evaluation:
 
 
 @dataclass
+class Launcher:
+    name: str = "basic"  # defaults, as for Monitor
+    jobs: int | None = None
+    attempts: int = 5
+    dry_run: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Rule:
     level: str = MISSING
     patience: int = MISSING
@@ -217,6 +226,7 @@ class Stage:
     hardware: Hardware = MISSING
     logging: Logging = MISSING
     evaluation: Evaluation = MISSING
+    launcher: Launcher = field(default_factory=Launcher)
     monitor: Monitor = field(default_factory=Monitor)
     debug: Debug = MISSING
     source: Source = MISSING
@@ -228,20 +238,32 @@ class Stage:
         return Path(self.run.root) / self.run.recipe / self.run.stage
 
 
-GROUPS = ("model", "dataset", "method", "adapter", "quantization", "hardware", "logging", "monitor", "debug")
+GROUPS = (
+    "model",
+    "dataset",
+    "method",
+    "adapter",
+    "quantization",
+    "hardware",
+    "logging",
+    "launcher",
+    "monitor",
+    "debug",
+)
 
 # Settings that name files or folders, where `~` is the home folder.
 PATHS = ("run.root", "model.path", "model.chat_template", "dataset.path", "dataset.mixture", "method.start_from",
          "method.reference", "method.reward_model")  # fmt: skip
 
-# Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, the dataset's columns, a generator's settings.
-OPEN = ("model.shape", "method.args", "adapter.args", "quantization.args", "dataset.columns", "dataset.options")
+# Mappings whose keys others decide: transformers, TRL, PEFT, bitsandbytes, submitit, the dataset's columns, a generator's settings.
+OPEN = ("model.shape", "method.args", "adapter.args", "quantization.args", "launcher.args", "dataset.columns",
+        "dataset.options")  # fmt: skip
 
 
 def register() -> None:
     """Make the schema and the pure resolvers known to Hydra; composing changes nothing on disk."""
     node = OmegaConf.structured(Stage)
-    for cls in (Model, Dataset, Method, Adapter, Quantization):
+    for cls in (Model, Dataset, Method, Adapter, Quantization, Launcher):
         node[cls.__name__.lower()] = OmegaConf.structured(cls)
     for section, key in (place.split(".") for place in OPEN):
         node[section][key] = {}

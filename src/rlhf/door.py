@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, REPO, Stage, grouped, hint, options, to_stage, typed
+from rlhf.config import GROUPS, REPO, Launcher, Stage, grouped, hint, options, to_stage, typed
 from rlhf.errors import ConfigError, Elsewhere, GuardStop, Preempted, Refusal, ResourceError, StageError, nearest
 from rlhf.parallel import ranks
 from rlhf.process import end_on_sigterm
@@ -70,6 +70,7 @@ def _compose_and_run(main: Callable[..., Any], words: list[str]) -> None:
     _typed[:], sys.argv[1:] = sys.argv[1:], words
     try:
         hydra.main(version_base="1.3", config_path="../conf", config_name="train")(main)()
+        sweep.launch()
     finally:
         if sweep.trials:
             print(f"\n{sweep.table()}", flush=True)
@@ -165,6 +166,11 @@ def hydra_arguments(given: Sequence[str], usage: str) -> list[str]:
         if argument.startswith("--experimental-rerun"):
             why = "which could run anything; use the overrides of .hydra/overrides.yaml"
             raise ConfigError(f"--experimental-rerun loads a pickle, {why}")
+        if key in ("hydra/launcher", "hydra/sweeper") or key.startswith("hydra.launcher."):
+            fix = (
+                "launcher=slurm, or another of conf/launcher/" if "launcher" in key else "-m with the values themselves"
+            )
+            raise ConfigError(f"{argument}: trials are started by our own launcher, which waits for each\n  fix: {fix}")
         if argument.startswith("--") and key.partition(".")[0] in CONFIG:
             fix = shlex.quote(f"{key}={value or after}")
             raise ConfigError(f"{argument}: settings have no dashes\n  fix: {fix}\n  {example(usage)}")
@@ -188,8 +194,10 @@ def run_job(cfg: DictConfig) -> None:
     overrides = list(hydra_cfg.overrides.task)
     if hydra_cfg.mode != RunMode.MULTIRUN:
         try:
-            if ranks.to_start(to_stage(cfg).hardware.devices):
-                sys.exit(_run_ranks(cfg, sys.argv[1:]))
+            stage = to_stage(cfg)
+            sweep.refuse_alone(stage)
+            if ranks.to_start(stage.hardware.devices):
+                sys.exit(_run_ranks(stage, sys.argv[1:]))
             run_stage(cfg, overrides)
         except BaseException as error:  # Hydra would print words of its own
             _leave(error)
@@ -200,11 +208,15 @@ def run_job(cfg: DictConfig) -> None:
     trial = sweep.Trial(overrides, Path(cfg.run.root, cfg.run.recipe, cfg.run.stage))
     sweep.trials.append(trial)
     try:
-        if record.state(to_stage(cfg)) == "finished":  # a sweep that is started again goes on where it stopped
+        stage = to_stage(cfg)
+        if record.state(stage) == "finished":  # a sweep that is started again goes on where it stopped
             print(f"{trial.folder} is finished and unchanged", flush=True)
-        elif ranks.to_start(cfg.hardware.devices):
-            own = (setting(f"run.{key}", cfg.run[key]) for key in ("root", "stage"))
-            trial.code = _run_ranks(cfg, [*overrides, *(shlex.split(word)[0] for word in own)])
+        elif stage.launcher != Launcher():
+            trial.stage = stage  # run by sweep.launch, when all are known
+        elif ranks.to_start(stage.hardware.devices):
+            trial.code = _run_ranks(stage, sweep.words(trial, stage))
+            if trial.code in (Preempted.code, 130):
+                raise SystemExit(trial.code)
         else:
             run_stage(cfg, overrides)
     except BaseException as error:
@@ -214,13 +226,12 @@ def run_job(cfg: DictConfig) -> None:
             raise SystemExit(trial.code) from error
 
 
-def _run_ranks(cfg: DictConfig, words: list[str]) -> int:
+def _run_ranks(stage: Stage, words: list[str]) -> int:
     """The exit code of a stage on several devices, each in a process of its own; what is refused without a library is refused once."""
     from rlhf.parallel.start import start
     from rlhf.preflight.settings import check_settings
     from rlhf.runs import record
 
-    stage = to_stage(cfg)
     check_settings(stage)
     record.may_resume(stage)
     return start(stage.hardware.devices, [sys.executable, str(REPO / "src/train.py"), *words])

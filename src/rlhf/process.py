@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from rlhf.errors import Preempted
 
@@ -59,6 +59,7 @@ def end_on_sigterm() -> None:
     """Outside training a SIGTERM ends this process at once with exit code 75: what it writes is whole or not there."""
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a cluster sends it to each process, and a parent once more
         raise Preempted("stopped by SIGTERM; the same command goes on from here")
 
     signal.signal(signal.SIGTERM, end)
@@ -80,7 +81,7 @@ class Children:
     def __init__(self) -> None:
         self.asked, self.running, self.guard = False, set[subprocess.Popen[Any]](), threading.Lock()
 
-    def __enter__(self) -> "Children":
+    def __enter__(self) -> Self:
         self.before = signal.signal(signal.SIGTERM, self.stop)
         return self
 

@@ -8,10 +8,12 @@ import pytest
 
 from rlhf import files
 from rlhf.compare import trials
-from rlhf.compare.trials import Comparison, parallel
+from rlhf.compare.trials import Comparison
 from rlhf.config import compose_config, to_stage
 from rlhf.errors import ConfigError
-from rlhf.runs import record
+from rlhf.process import Children
+from rlhf.runs import launcher, record
+from rlhf.runs.launcher import parallel
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def _trains(monkeypatch, fail=()):
         (stage.path / "run.json").write_text(json.dumps(left))
         return start(["true"], **options)
 
-    monkeypatch.setattr(trials.Children, "run", lambda self, command, **more: run(command, **more).returncode)
+    monkeypatch.setattr(Children, "run", lambda self, command, **more: run(command, **more).returncode)
     monkeypatch.setattr(trials, "run_stages", lambda plan, names, children: 0)
     return started
 
@@ -120,7 +122,7 @@ def test_a_second_call_runs_nothing_and_a_lost_trial_alone_again(small, monkeypa
 
 def test_a_failed_trial_leaves_the_others(small, monkeypatch):
     started = _trains(monkeypatch, {"reward-seed2": 3, "dpo-0.3-seed1": 1})
-    monkeypatch.setattr(trials.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 8)
     failed = small().run(jobs=2)
     names = {trial.name for trial, _ in failed}
     assert {"reward-seed2", "dpo-0.3-seed1"} < names
@@ -137,11 +139,26 @@ def test_a_failed_trial_leaves_the_others(small, monkeypatch):
     assert why["dpo-0.3-seed1"].startswith("failed with exit code 1; 4 threads (")
 
 
+def test_a_seed_that_an_arm_lost_is_left_out_of_the_verdict(comparison):
+    """A verdict needs a setting of each arm that all its seeds have; with another setting a lost trial costs that one alone."""
+    from rlhf.compare.run import _compared
+
+    def left(*lost, **more):
+        found = comparison(seeds=[1, 2], **more)
+        return _compared([trial for trial in found.trials() if trial.name not in lost])
+
+    one, two = ({"dpo": [0.3, 0.4][:n], "ppo": [0.1, 0.2][:n]} for n in (1, 2))
+    assert left(settings=one) == [1, 2] and left("ppo-0.1-seed1", settings=one) == [2]
+    assert left("ppo-0.1-seed1", "dpo-0.3-seed1", settings=one) == [2]
+    assert left("ppo-0.1-seed1", "dpo-0.3-seed2", settings=one) == []
+    assert left("ppo-0.1-seed1", "dpo-0.3-seed2", settings=two) == [1, 2]
+
+
 def test_an_equal_run_of_the_recipe_itself_is_a_trial(small, monkeypatch, tmp_path):
     """What `make demo` trained is not trained again, as long as it is what the comparison would train."""
     started = _trains(monkeypatch)
     for stage in ("reward", "dpo"):
-        trials.Children().run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
+        Children().run(["python", "src/train.py", f"recipes=support/{stage}", f"run.root={tmp_path}"])
     started.clear()
     found = small()
     assert found.trial("reward", None, 1).path == tmp_path / "support/reward"
@@ -213,8 +230,8 @@ def test_each_arm_gets_its_best_learning_rate(comparison, monkeypatch, tmp_path)
 
 def test_trials_at_a_time_follow_the_machine(comparison, monkeypatch):
     stage = comparison().plan.stage("ppo")
-    monkeypatch.setattr(trials.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(trials.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else int(10e9))
+    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(launcher.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else int(10e9))
     assert parallel(stage) == 2  # 10 GB free, 4 a trial
     stage.hardware.device = "cuda"
     assert parallel(stage) == 1

@@ -8,14 +8,15 @@ import time
 import numpy as np
 import pytest
 
+from rlhf import config
 from rlhf.errors import ConfigError, Preempted
 from rlhf.evaluation.statistics import estimate
 from rlhf.feedback.schema import Judgement, Reply
 from rlhf.feedback.store import Store
-from rlhf.process import Children
 from rlhf.rounds import report, run
 from rlhf.rounds.plan import Rounds
 from rlhf.runs import record
+from rlhf.runs.launcher import Launcher
 from tests.faults.tiny import SMALL
 
 
@@ -99,7 +100,7 @@ def test_people_are_waited_for(tmp_path, monkeypatch):
         filled(point.store, ["one"] * 5, judged=3)
 
     monkeypatch.setattr(run.Work, "_run", typed)
-    work, store = run.Work(plan, Children(), 1, "people"), point.store
+    work, store = run.Work(plan, Launcher(config.Launcher(), plan.planned, tmp_path), "people"), point.store
     assert store is not None
     for _ in range(2):  # a second time nothing is collected
         with pytest.raises(Preempted, match=r"round 1: 1 judgements are lacking in \S+\n  fix: .* write=tasks.json"):

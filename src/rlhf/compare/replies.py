@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from rlhf import files
-from rlhf.compare.trials import Comparison, Trial, threads
+from rlhf.compare.trials import Comparison, Trial
 from rlhf.config import Stage
 from rlhf.errors import DataError, GuardStop, ResourceError
 from rlhf.evaluation.judges import Judge, load_judge
 from rlhf.evaluation.samples import Sample, to_samples
 from rlhf.process import die_with_parent
 from rlhf.runs import record
+from rlhf.runs.launcher import threads
 
 Prompt = dict[str, Any]  # a row of the test set
 Scores = Sequence[float]

@@ -6,17 +6,17 @@ import numpy as np
 
 from rlhf import files
 from rlhf.compare.report import Row
-from rlhf.compare.trials import KNOBS, Comparison, Trial, parallel
+from rlhf.compare.trials import KNOBS, Comparison, Trial
 from rlhf.errors import ConfigError, Refusal
 from rlhf.evaluation.samples import Sample, column
 from rlhf.evaluation.statistics import Judgements
 from rlhf.runs import record
+from rlhf.runs.launcher import parallel
 
 
 def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str | None) -> list[tuple[Trial, str]]:
     """Returns the trials that failed, and why; raises where there is nothing to compare."""
     gold = _gold_judge(comparison, gold)
-    jobs = jobs or parallel(comparison.planned["ppo"])
     tuning = _tune(comparison, jobs, gold) if comparison.rates["dpo"] else []
     failed = comparison.run(jobs)
     names = {trial.name for trial, _ in failed}
@@ -24,6 +24,12 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     for arm in ("dpo", "ppo"):
         if not any(trial.arm == arm for trial in trials):
             raise ConfigError(f"no trial of {arm} is left to compare: {failed[0][1]}")
+    left = _compared(trials)
+    if not left:
+        raise ConfigError(f"no seed is left that both arms were trained with: {failed[0][1]}")
+    if left != comparison.seeds:
+        print(f"compared by seeds {left}: the others have no setting of both arms", flush=True)
+        comparison.seeds, trials = left, [trial for trial in trials if trial.seed in left]
 
     from rlhf.compare.analysis import analyze
     from rlhf.compare.conclusion import conclusion
@@ -31,7 +37,7 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     from rlhf.compare.replies import Replies
 
     replies = Replies(comparison, gold)
-    replies.make(trials, jobs)
+    replies.make(trials, jobs or parallel(comparison.planned["ppo"]))
     judge = judge or gold
     compare = _by_gold if judge == gold != "annotator" else replies.judge(judge).compare
     report = analyze(replies, trials, compare, judge, failed)
@@ -46,7 +52,15 @@ def run(comparison: Comparison, jobs: int | None, judge: str | None, gold: str |
     return failed
 
 
-def _tune(comparison: Comparison, jobs: int, gold: str) -> list[Row]:
+def _compared(trials: Sequence[Trial]) -> list[int]:
+    """The most seeds for which both arms have a setting that all of them have: all seeds, unless trials failed."""
+    have: dict[str, dict[float | None, set[int]]] = {arm: {} for arm in KNOBS}
+    for trial in (trial for trial in trials if trial.arm in KNOBS):
+        have[trial.arm].setdefault(trial.setting, set()).add(trial.seed)
+    return sorted(max((dpo & ppo for dpo in have["dpo"].values() for ppo in have["ppo"].values()), key=len))
+
+
+def _tune(comparison: Comparison, jobs: int | None, gold: str) -> list[Row]:
     """Run a trial of each learning rate and keep each arm's best: by gold, at its best checkpoint, on the prompts that choose.
 
     A rate that was tried is a row: arm, learning_rate, gold and kl there, seconds, chosen. Raises ConfigError where no rate of an arm
@@ -57,7 +71,7 @@ def _tune(comparison: Comparison, jobs: int, gold: str) -> list[Row]:
     failed = {trial.name for trial, _ in comparison.run(jobs, comparison.tuning)}
     trials = [trial for trial in comparison.tuning() if trial.name not in failed]
     replies, rows = Replies(comparison, gold), list[Row]()
-    replies.make(trials, jobs)
+    replies.make(trials, jobs or parallel(comparison.planned["ppo"]))
     for trial in (trial for trial in trials if trial.arm in KNOBS):
         points = [replies.of(trial, step)[::2] for step, _ in trial.checkpoints()]
         golds, kls = ([float(np.mean(column(rows, key))) for rows in points] for key in ("gold", "kl"))

@@ -3,24 +3,23 @@
 import copy
 import math
 import operator
-import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf import files
-from rlhf.config import GB, REPO, Stage, needs
+from rlhf.config import Stage, needs
 from rlhf.errors import ConfigError, Refusal
-from rlhf.process import Children
 from rlhf.runs import record
+from rlhf.runs.cluster import launcher
+from rlhf.runs.launcher import Launcher, Task, last_error
 from rlhf.runs.lock import hold
-from rlhf.runs.pipeline import Pipeline, run_stages
+from rlhf.runs.pipeline import Pipeline, run_stages, task_of
 
 KNOBS = {"dpo": "beta", "ppo": "kl_coef"}  # what holds each arm near the SFT model
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -216,35 +215,40 @@ class Comparison:
         arms = [(arm, self.settings[arm][place], seed) for seed in self.seeds for place in places for arm in KNOBS]
         return [self.trial(*which) for which in [*rewards, *arms]]
 
-    def run(self, jobs: int, which: Callable[[], list[Trial]] | None = None) -> list[tuple[Trial, str]]:
+    def run(self, jobs: int | None = None, which: Callable[[], list[Trial]] | None = None) -> list[tuple[Trial, str]]:
         """Run what is missing or stale of `which` (all trials), `jobs` at a time; returns the trials that failed and why. Those that
         are done stay."""
         which = which or self.trials
+        own = launcher(self.plan.launcher, self.planned["ppo"], self.folder / "logs", jobs)
         if any(trial.state not in ENDED for trial in which()):
             self.plan.check_arguments(self.plan.order)
+        if self.plan.launcher.dry_run:
+            stages = [
+                task_of(self.plan, name) for name in self.shared if record.state(self.plan.stage(name)) != "finished"
+            ]
+            own.show([*stages, *(self._task(trial) for trial in which() if trial.state not in ENDED)])
+            sys.exit(0)
         hold(self.folder, " ".join(sys.argv))
-        with Children() as children:
-            code = run_stages(self.plan, self.shared, children)
+        with own:
+            code = run_stages(self.plan, self.shared, own)
             if code:
                 sys.exit(code)
-            return self._trials(which(), jobs, children)  # only now is it known which weights they start from
+            return self._trials(which(), own)  # only now is it known which weights they start from
 
-    def _trials(self, trials: Sequence[Trial], jobs: int, children: Children) -> list[tuple[Trial, str]]:
+    def _trials(self, trials: Sequence[Trial], own: Launcher) -> list[tuple[Trial, str]]:
         todo = [trial for trial in trials if trial.state not in ENDED]
         print(f"{len(trials)} trials, {len(trials) - len(todo)} finished", flush=True)
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         began, rewards, results = time.time(), {}, {}
-        with ThreadPoolExecutor(jobs) as pool:
+        with own.pool() as pool:
             for trial in todo:
                 waits = rewards.get(trial.seed) if trial.arm == "ppo" else None
-                results[trial.name] = pool.submit(self._start, trial, jobs, waits, children)
+                results[trial.name] = pool.submit(self._start, trial, waits, own)
                 if trial.arm == "reward":
                     rewards[trial.seed] = results[trial.name]
             failed = []
             for done, trial in enumerate(todo, 1):
                 code = results[trial.name].result()
                 if code in (75, 130):
-                    pool.shutdown(cancel_futures=True)
                     sys.exit(code)
                 words = {0: "finished", STOPPED: "stopped by a guard"}.get(code, f"failed with exit code {code}")
                 if code and (code != STOPPED or not trial.checkpoints()):
@@ -252,26 +256,20 @@ class Comparison:
                 print(f"{done:3d} of {len(todo)}  {trial.name} {words}  {time.time() - began:.0f} s", flush=True)
         return failed
 
-    def _start(self, trial: Trial, jobs: int, waits: "Future[int] | None", children: Children) -> int:
+    def _start(self, trial: Trial, waits: "Future[int] | None", own: Launcher) -> int:
         if waits is not None and waits.result():
             return 1  # its reward model failed
+        return own.start(self._task(trial))
+
+    def _task(self, trial: Trial) -> Task:
         words = [f"recipe={self.recipe}/{self.stages[trial.arm]}", *trial.overrides]
-        if record.state(trial.stage) == "stale":
-            words.append("run.overwrite=true")
-        command = [sys.executable, str(REPO / "src/train.py"), *words]
-        environment = os.environ | {"OMP_NUM_THREADS": threads(jobs)}
-        with self._log(trial).open("a") as log:
-            log.write(f"$ python src/train.py {shlex.join(words)}\n")
-            log.flush()
-            return children.run(command, stdout=log, stderr=log, env=environment)
+        return Task(trial.name, "train.py", words, trial.stage, self._log(trial))
 
     def _log(self, trial: Trial) -> Path:
         return self.folder / "logs" / f"{trial.name}.log"
 
     def _why(self, trial: Trial, words: str) -> str:
-        lines = self._log(trial).read_text().splitlines() if self._log(trial).exists() else []
-        error = next((line for line in reversed(lines) if line.startswith("error: ")), "")
-        return f"{words}; {error.removeprefix('error: ') or 'see'} ({self._log(trial)})"
+        return f"{words}; {last_error(self._log(trial)) or 'see'} ({self._log(trial)})"
 
 
 SAME = {
@@ -280,16 +278,3 @@ SAME = {
     "quantization": lambda stage: asdict(stage.quantization),
     "method.start_from": lambda stage: stage.method.start_from,
 }
-
-
-def threads(jobs: int) -> str:
-    """OMP_NUM_THREADS of each of so many processes at a time: two of them with all the cores each wait for one another."""
-    return str(max(1, (os.cpu_count() or 1) // jobs))
-
-
-def parallel(stage: Stage) -> int:
-    """How many trials fit at once: on the CPU one a core within the memory that is free, on a GPU one."""
-    if stage.hardware.device != "cpu":
-        return 1
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
-    return max(1, min(os.cpu_count() or 1, int(free / stage.hardware.memory_gb)))

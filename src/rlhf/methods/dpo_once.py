@@ -26,6 +26,8 @@ from rlhf.methods import METHODS
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
+from rlhf.parallel import ranks
+from rlhf.parallel.trainer import WholeBatch
 
 
 def trainer(
@@ -56,7 +58,7 @@ def _needs_logits(policy: Role, args: Any) -> str:
     return ""
 
 
-class TokenizedDPOTrainer(DPOTrainer):
+class TokenizedDPOTrainer(WholeBatch, DPOTrainer):
     """TRL's trainer on rows that are tokenized already: the same ids as the reward model sees."""
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -108,6 +110,14 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ranking", "k", "length"]
         self._signature_columns += ["replies", "chosen", "rejected", "reference"]
 
+    def units(self, inputs):
+        return inputs["sides"].shape[1]
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.means = pairs, sum(map(_chosen_tokens, batches)) / max(1, len(batches))
+        return batches, pairs
+
     def _compute_loss(self, model, inputs, return_outputs):
         batch, sides, looked = _batch(inputs), inputs["sides"].flatten(), {}
         forward = self._forward()
@@ -120,6 +130,14 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         outputs = SimpleNamespace(logits=_two_logits(ours))
         loss = super()._compute_loss(lambda **_: outputs, pairs, False)
         trained: Any = self.model
+        if (
+            trained.training and "sft" in self.loss_types
+        ):  # a mean over tokens: each token of the batch counts once, as each pair does
+            chosen = slice(0, len(ours) // 2)
+            tokens, pairs = mask[chosen].sum() / self.means[1], self.units(inputs) / self.means[0]
+            weights: Any = self.loss_weights
+            weight = weights[self.loss_types.index("sft")]
+            loss = loss - weight * (tokens / pairs - 1) * ours[chosen].sum() / mask[chosen].sum()
         logged = self._metrics["train" if trained.training else "eval"]
         for name, value in _told(torch.cat([looked[start] for start in sorted(looked)]), batch, sides):
             logged[name][-1] = value
@@ -151,18 +169,19 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         weights: Any = self.roles[1].model if self.ref_model else self.model
         key = store.key(hash_module(weights), self.accelerator.mixed_precision, found)
         file = store.cache() / f"reference-{key}.npy"
-        if file.is_file():
-            flat = np.load(file, allow_pickle=False).tolist()
+        if ranks.from_main(file.is_file()):
+            flat = ranks.from_main(None if ranks.rank() else np.load(file, allow_pickle=False).tolist())
         else:
+            pieces = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
+            scored = ranks.gather([self._scores(piece) for piece in ranks.share(pieces)])
             flat = [
-                value
-                for start in range(0, len(found), batch_size)
-                for value in self._scores(found[start : start + batch_size])
+                value for place in range(len(pieces)) for value in scored[place % len(scored)][place // len(scored)]
             ]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=file.parent, delete=False) as partial:
-                np.save(partial, np.array(flat, np.float32))
-            Path(partial.name).rename(file)
+            if not ranks.rank():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with NamedTemporaryFile(dir=file.parent, delete=False) as partial:
+                    np.save(partial, np.array(flat, np.float32))
+                Path(partial.name).rename(file)
         sums = {}
         for ranking in found:
             for reply in ranking["replies"]:
@@ -186,6 +205,10 @@ FIELDS = ("row", "state", "target", "batch_row", "step", "last", "positions", "s
 
 def _batch(inputs: dict[str, Tensor]) -> MicroBatch:
     return MicroBatch(inputs["input_ids"], **{name: inputs.get(name) for name in FIELDS}, rows=[])  # pyright: ignore[reportArgumentType]
+
+
+def _chosen_tokens(inputs: dict[str, Tensor]) -> int:
+    return int(torch.bincount(inputs["batch_row"])[inputs["sides"][0]].sum())
 
 
 def _table(values: Tensor, batch: MicroBatch) -> Tensor:

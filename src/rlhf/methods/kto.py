@@ -14,9 +14,10 @@ from rlhf.data.prepare import Prepared
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
+from rlhf.parallel.trainer import WholeBatch
 
 
-class TokenizedKTOTrainer(KTOTrainer):
+class TokenizedKTOTrainer(WholeBatch, KTOTrainer):
     """TRL's trainer on rows that are tokenized already: the same ids as SFT and DPO see, in an order drawn from the seed.
 
     TRL 1.12 takes rows as they stand, in each pass over them, for a reply to be read after the prompt of its known neighbour too. Pairs

@@ -20,6 +20,7 @@ from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
+from rlhf.parallel.trainer import WholeBatch
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
@@ -60,7 +61,7 @@ class PairCollator(DataCollatorForPreference):
         return super().torch_call([joined(row) for row in examples])
 
 
-class PairTrainer(RewardTrainer):
+class PairTrainer(WholeBatch, RewardTrainer):
     """TRL's trainer on rows that are tokenized already."""
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -100,7 +101,7 @@ class RankingCollator:
         return places | shared | {name: torch.tensor(values) for name, values in batch.items()}
 
 
-class RankingTrainer(RewardTrainer):
+class RankingTrainer(WholeBatch, RewardTrainer):
     """The K-wise loss: all pairs of a prompt are one batch element, a pair counts 1 / C(K, 2), and each reply is read once.
 
     The mean over a batch is a weighted one, so that dropped ties don't shrink it: it equals the pairwise loss for K = 2, and
@@ -112,6 +113,9 @@ class RankingTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = ["prompt_ids", "replies", "chosen", "rejected", "k", "length"]
+
+    def units(self, inputs):
+        return float(inputs["weight"].sum())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's metrics of all pairs, with their weighted loss."""
@@ -128,9 +132,9 @@ class RankingTrainer(RewardTrainer):
         inputs["attention_mask"] = inputs["last"] + 1 if segments is None else segments >= 0  # whose sum TRL logs
         args: Any = self.args
         reads_once: Any = each_pair
-        outputs: Any = super().compute_loss(reads_once, dict(inputs), return_outputs=True)[1]
+        outputs: Any = RewardTrainer.compute_loss(self, reads_once, dict(inputs), return_outputs=True)[1]
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         loss = -torch.nn.functional.logsigmoid(chosen - rejected)
         loss += (args.center_rewards_coefficient or 0.0) * (chosen + rejected) ** 2
-        loss = (weight * loss).sum() / weight.sum()
+        loss = (weight * loss).sum() / (num_items_in_batch or weight.sum())
         return (loss, outputs) if return_outputs else loss

@@ -1,23 +1,20 @@
 """The points of a plan, each step a process of its own; what is there is not made again, whenever the command was ended."""
 
-import os
-import shlex
 import sqlite3
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
 from rlhf import files
-from rlhf.compare.trials import threads
-from rlhf.config import REPO
+from rlhf.config import Stage
 from rlhf.errors import DataError, Preempted, Refusal, StageError
 from rlhf.feedback.store import Store
-from rlhf.process import Children
 from rlhf.rounds.plan import FIRST, Point, Rounds, Run
 from rlhf.runs import record
+from rlhf.runs.cluster import launcher
+from rlhf.runs.launcher import Launcher, Task, last_error
 from rlhf.runs.lock import hold
 from rlhf.runs.pipeline import run_stages
 
@@ -25,29 +22,29 @@ SETTINGS = "settings.json"
 ENOUGH = (1, 2, 4)  # times as many prompts as labels are asked, where some have no two different replies
 
 
-def run(rounds: Rounds, jobs: int, judge: str) -> None:
+def run(rounds: Rounds, jobs: int | None, judge: str) -> None:
     """Make what is missing, `jobs` chains of points at a time: the first points, then each arm of each seed.
 
     Raises a StageError with the code of the first step that failed, Preempted where people have not judged enough yet.
     """
+    own = launcher(rounds.plan.launcher, rounds.planned, rounds.folder / "logs", jobs)
+    if rounds.plan.launcher.dry_run:
+        trained = [one for points in rounds.points.values() for point in points for one in (point.reward, point.policy)]
+        runs = {run.name: run for run in trained if record.state(run.stage) != "finished"}
+        own.show([Task(run.stage.path.name, "train.py", run.words, run.stage) for run in runs.values()])
+        sys.exit(0)
     _same_settings(rounds)
     rounds.plan.check_arguments([rounds.reward, rounds.ppo])
     hold(rounds.folder, " ".join(sys.argv))
-    with Children() as children:
-        if code := run_stages(rounds.plan, rounds.shared, children):
+    with own:
+        if code := run_stages(rounds.plan, rounds.shared, own):
             sys.exit(code)
-        (rounds.folder / "logs").mkdir(parents=True, exist_ok=True)
-        work = Work(rounds, children, jobs, judge)
+        work = Work(rounds, own, judge)
         for arms in ((FIRST,), rounds.arms):
             chains = [points for arm in arms for seed in rounds.seeds if (points := rounds.points[arm, seed])]
-            with ThreadPoolExecutor(jobs) as pool:
-                running = [pool.submit(work.chain, points) for points in chains]
-                try:
-                    for one in running:
-                        one.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            with own.pool() as pool:
+                for one in [pool.submit(work.chain, points) for points in chains]:
+                    one.result()
 
 
 def _same_settings(rounds: Rounds) -> None:
@@ -65,9 +62,8 @@ def _same_settings(rounds: Rounds) -> None:
 class Work:
     """The steps of a point: labels, reward model, policy."""
 
-    def __init__(self, rounds: Rounds, children: Children, jobs: int, judge: str) -> None:
-        self.rounds, self.children, self.judge = rounds, children, judge
-        self.environment = {"OMP_NUM_THREADS": threads(jobs)} | os.environ
+    def __init__(self, rounds: Rounds, own: Launcher, judge: str) -> None:
+        self.rounds, self.own, self.judge = rounds, own, judge
 
     def chain(self, points: Sequence[Point]) -> None:
         for point in points:
@@ -113,28 +109,15 @@ class Work:
         return {str(record.read_run(path).get("id")) for path in paths}
 
     def trained(self, point: Point, run: Run) -> None:
-        now = record.state(run.stage)
-        if now != "finished":
-            self._run(
-                point,
-                run.stage.path.name,
-                "train.py",
-                [*run.words, *(["run.overwrite=true"] if now == "stale" else [])],
-            )
+        if record.state(run.stage) != "finished":
+            self._run(point, run.stage.path.name, "train.py", run.words, run.stage)
 
-    def _run(self, point: Point, what: str, script: str, words: Sequence[str]) -> None:
+    def _run(self, point: Point, what: str, script: str, words: Sequence[str], stage: Stage | None = None) -> None:
         """One step as a user would type it; raises what it ended with."""
         began, log = time.time(), self.rounds.folder / f"logs/{point.name}.log"
-        with log.open("a") as stream:
-            stream.write(f"$ python src/{script} {shlex.join(words)}\n")
-            stream.flush()
-            command = [sys.executable, str(REPO / "src" / script), *words]
-            code = self.children.run(command, stdout=stream, stderr=stream, env=self.environment)
-        if code:
-            said = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
-            why = said[-1].removeprefix("error: ") if said else "see its log"
+        if code := self.own.start(Task(f"{point.name}-{what}", script, words, stage, log)):
             then = "" if code == Preempted.code else "\n  once that is mended, the same command goes on from there"
-            error = StageError(f"{point.name}, {what}: {why} ({log}){then}")
+            error = StageError(f"{point.name}, {what}: {last_error(log) or 'see its log'} ({log}){then}")
             error.code = code
             raise error
         print(f"{point.name}  {what} in {time.time() - began:.0f} s", flush=True)

@@ -1,5 +1,6 @@
 """All stages of a recipe, each in a process of its own: order, what is up to date, and which override goes where."""
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -9,13 +10,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf.config import REPO, Stage, compose_config, needs, options, to_stage
+from rlhf.config import Launcher, Stage, compose_config, needs, options, to_stage
 from rlhf.errors import ConfigError, Refusal, nearest
 from rlhf.methods import METHODS
 from rlhf.preflight.hub import check_repositories
 from rlhf.preflight.settings import check_settings
-from rlhf.process import Children
-from rlhf.runs import record
+from rlhf.runs import cluster, launcher, record
 from rlhf.runs.lock import hold
 
 
@@ -29,8 +29,21 @@ class Pipeline:
             if name not in names:
                 hint = f"{nearest(name, names)}\n  stages: {', '.join(names)}"
                 raise ConfigError(f"stages={name} is not a stage of {recipe}{hint}")
+        given = [o for o in overrides if re.match(r"\+*launcher[=.]", o)]
+        self.launcher = (
+            to_stage(compose_config([f"recipes={recipe}/{names[0]}", *given])).launcher if given else Launcher()
+        )
+        overrides = [o for o in overrides if o not in given]
         scoped = {name: [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")] for name in names}
         common = [o for o in overrides if o.partition(".")[0] not in names]
+        for name, own in scoped.items():
+            for override in (o for o in own if re.match(r"\+*launcher[=.]", o)):
+                raise Refusal(
+                    f"{name}.{override.partition('=')[0]}",
+                    override.partition("=")[2],
+                    "is one for all stages",
+                    fix=override,
+                )
 
         @cache  # what a stage knows is mostly what it is composed of
         def composed(name: str, *given: str) -> DictConfig:
@@ -121,16 +134,22 @@ def _ordered(configs: dict[str, DictConfig], recipe: str) -> list[str]:
 def run(plan: Pipeline) -> int:
     """Run what is missing or stale and report; returns the exit code of the first stage that fails, or 0."""
     stages = [plan.stage(name) for name in plan.order]
+    own = cluster.launcher(plan.launcher, stages[0], stages[0].path.parent / "logs")
+    if plan.launcher.dry_run:
+        own.show([task_of(plan, name) for name in plan.order if record.state(plan.stage(name)) != "finished"])
+        return 0
     hold(stages[0].path.parent, " ".join(sys.argv))
-    with Children() as children:
-        code = run_stages(plan, plan.order, children)
+    with own:
+        code = run_stages(plan, plan.order, own)
         if not code and any((stage.path / "samples.jsonl").exists() for stage in stages):
             run = stages[0].run
-            return _start(["python", "src/report.py", f"recipe={run.recipe}", f"run.root={run.root}"], children)
+            words = [f"recipe={run.recipe}", f"run.root={run.root}"]
+            print("\n$ python src/report.py " + shlex.join(words), flush=True)
+            return launcher.Launcher.start(own, launcher.Task("report", "report.py", words))  # here, whoever trains
         return code
 
 
-def run_stages(plan: Pipeline, names: Sequence[str], children: Children) -> int:
+def run_stages(plan: Pipeline, names: Sequence[str], own: launcher.Launcher) -> int:
     """Run those of a plan's stages that are missing or stale, in order; returns the exit code of the first that fails, or 0."""
     todo = [name for name in names if record.state(plan.stage(name)) != "finished"]
     check_repositories(map(plan.stage, todo))
@@ -145,14 +164,14 @@ def run_stages(plan: Pipeline, names: Sequence[str], children: Children) -> int:
         if now == "stale" and record.read_run(stage.path):
             why = record.changes(stage) or "run.overwrite=true"
             print(f"{plan.recipe}/{name} runs again: {why} changed", flush=True)
-        more = ["run.overwrite=true"] if now == "stale" else []
-        code = _start(plan.command(name, *more), children)
-        if code:
-            print(f"{plan.recipe}/{name} failed with exit code {code}: {shown}", file=sys.stderr)
+        task = task_of(plan, name)
+        print(f"\n$ {task.shown()}", flush=True)
+        if code := own.start(task):
+            why = launcher.last_error(own.folder / f"{name}.log") if plan.launcher.name != "basic" else ""
+            print(f"{plan.recipe}/{name} failed with exit code {code}: {why or shown}", file=sys.stderr)
             return code
     return 0
 
 
-def _start(command: list[str], children: Children) -> int:
-    print("\n$ " + shlex.join(command), flush=True)
-    return children.run([sys.executable, str(REPO / command[1]), *command[2:]])
+def task_of(plan: Pipeline, name: str) -> launcher.Task:
+    return launcher.Task(name, "train.py", plan.command(name)[2:], plan.stage(name))

@@ -30,7 +30,7 @@ from rlhf.runs.provenance import provenance, redacted
 from rlhf.shell import element, setting
 
 # groups that no result follows from: where and how loudly a stage runs, what it is compared with, and what stops it
-NO_INPUTS = ("run", "logging", "source", "expect", "monitor")
+NO_INPUTS = ("run", "logging", "launcher", "source", "expect", "monitor")
 
 # of a finished run: what others read
 VERIFIED = (files.CONFIG_FILE, files.METRICS_FILE, files.RESULTS_FILE, files.SAMPLES_FILE)
