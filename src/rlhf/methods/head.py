@@ -11,7 +11,6 @@ from rlhf.methods import TILE
 
 def small_tiles() -> None:
     """From now on a tile is TILE tokens, and of those only that are learned, in every trainer of this process."""
-    vars(import_module("trl.kernels.chunked_logprob"))["TOKEN_CHUNK_SIZE"] = TILE
-    vars(import_module("trl.trainer.utils"))["_use_triton"] = lambda device: (
-        True
-    )  # which decides there of masked tokens alone
+    kernels, trainers = import_module("trl.kernels.chunked_logprob"), import_module("trl.trainer.utils")
+    vars(kernels)["TOKEN_CHUNK_SIZE"] = TILE
+    vars(trainers)["_use_triton"] = lambda device: True  # which decides there of masked tokens alone
