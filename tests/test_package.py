@@ -9,6 +9,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from rlhf.config import REPO
 
@@ -61,7 +62,12 @@ def test_a_wheel_holds_the_package_and_says_what_it_is(checkout, tmp_path):
     assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Summary"] and "RLHF" in str(metadata.get_payload())
     needed = metadata.get_all("Requires-Dist") or []
-    assert [line for line in needed if "extra" not in line] == requirements("requirements.txt")
+    stated = {one.name: one.specifier for one in map(Requirement, needed) if one.marker is None}
+    pins = {one.name: one.specifier for one in map(Requirement, requirements("requirements.txt"))}
+    newest = {one.name: one.specifier for one in map(Requirement, requirements("requirements-newest.txt"))}
+    assert stated.keys() == pins.keys() and newest.keys() == {name for name in pins if stated[name] != pins[name]}
+    for name, pin in (*pins.items(), *newest.items()):
+        assert str(pin).startswith("==") and str(pin).removeprefix("==") in stated[name], name
     for extra, listed in {
         "test": ("test", "benchmarks", "web", "cluster"),
         "benchmarks": ("benchmarks",),

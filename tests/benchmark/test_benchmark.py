@@ -14,12 +14,13 @@ from rlhf.benchmark.workload import NATURAL, SIZES, Size, stopping_chance
 from rlhf.config import options
 from rlhf.door import arguments
 from rlhf.errors import ConfigError
-from tests.helpers import door_module
+from tests.helpers import door_module, needs_stock
 
 TINY = SIZES["tiny"]
 PARTS = ("fixed", "natural", "growth", "sft", "dpo")
 
 
+@needs_stock
 @pytest.mark.slow
 def test_the_tiny_size_measures_every_part(door, tmp_path):
     parts = f"parts=[{','.join(PARTS)}]"
@@ -125,6 +126,15 @@ def test_bad_arguments_are_refused_before_anything_runs(argument, message):
     script = door_module("benchmark")
     with pytest.raises(ConfigError, match=re.escape(message)):
         script.main(arguments(script.Arguments, [argument], script.__doc__))
+
+
+def test_stock_is_named_where_trl_has_none(monkeypatch, tmp_path):
+    script = door_module("benchmark")
+    monkeypatch.setattr("rlhf.benchmark.run.has_stock", lambda: False)
+    given = arguments(script.Arguments, ["parts=[plan,fixed,support]", f"run.root={tmp_path}"], script.__doc__)
+    with pytest.raises(ConfigError, match=r"parts=\[fixed, support\]: (.|\n)*fix: python -m pip install trl==1\.12\.0"):
+        script.main(given)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """Sampling, padding and layout: EOS and pad edge cases, and replies that do not depend on their neighbours."""
 
+import warnings
+
 import pytest
 import torch
 from datasets import Dataset
 
 from rlhf.generation.batches import lay_out, reply_mask
+from rlhf.generation.cache import cache_argument
+from rlhf.generation.rows import Batch, Row, Text
 from rlhf.generation.sampling import choose, left_pad, sample_replies, stream
 from rlhf.ppo.loop import PromptOrder
 from rlhf.ppo.update import minibatches
@@ -27,6 +31,26 @@ def reply(roles, prompts=PROMPTS, **options):
 @pytest.fixture(scope="module")
 def roles(workshop):
     return workshop.roles()
+
+
+def test_the_cache_goes_by_the_name_that_the_model_has_for_it(workshop, roles):
+    """transformers 5.24 calls it `cache` and warns of `past_key_values`, which 5.23 needs; a model of its own may lag behind."""
+
+    class Old(torch.nn.Module):
+        def forward(self, input_ids, past_key_values=None, use_cache=None): ...
+
+    class New(torch.nn.Module):
+        def forward(self, input_ids, cache=None, use_cache=None): ...
+
+    assert [cache_argument(model) for model in (Old(), New())] == ["past_key_values", "cache"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampled = reply(roles, temperature=0.0)
+        row = Row(PROMPTS[0], 12, Text(workshop.tokenizer))
+        batch = Batch(roles.policy, [row], (2, 3), 0)
+        while not row.done:
+            batch.step()
+    assert row.text.ids and row.text.ids == sampled.tokens[0][: len(row.text.ids)]
 
 
 def test_greedy_equals_generate(workshop, roles):

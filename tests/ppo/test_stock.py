@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from rlhf.generation.logprobs import Forward
 from rlhf.generation.sampling import stream
+from tests.helpers import needs_stock
 from tests.ppo.defects.helpers import Ours, Stock
 from tests.workshop import QUIET
 
@@ -44,6 +45,7 @@ def options(folder):
     }
 
 
+@needs_stock
 @pytest.mark.parametrize("whiten_rewards", [False, True])
 def test_five_updates_equal_those_of_stock(workshop, tmp_path, monkeypatch, whiten_rewards):
     rows = [[1, 9, 8, 7, 6], [1, 5], [1, 30, 31], [1, 40, 41, 42]] * (2 if whiten_rewards else 1)
@@ -75,8 +77,9 @@ def test_five_updates_equal_those_of_stock(workshop, tmp_path, monkeypatch, whit
     def reply_in(trainer):
         return lambda prompt: reply_to(prompt, trainer.state.global_step)
 
-    stock, stock_policy, stock_value = build(Stock.trainer, Stock.config)
-    Stock(tmp_path, monkeypatch).force(stock, reply_in(stock))
+    theirs = Stock(tmp_path, monkeypatch)
+    stock, stock_policy, stock_value = build(theirs.trainer, theirs.config)
+    theirs.force(stock, reply_in(stock))
     stock.train()
 
     ours, policy, value = build(Ours.trainer, Ours.config, eos_token_ids=[])

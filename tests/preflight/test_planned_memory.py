@@ -8,12 +8,12 @@ import pytest
 from rlhf.benchmark.planned import compare_plans
 from rlhf.benchmark.tables import plan_table
 from rlhf.benchmark.workload import SIZES
-from rlhf.methods import METHODS
+from rlhf.methods import FUSED, METHODS, TILE
 from rlhf.methods.arguments import config_class
 from rlhf.preflight.memory import (
-    CHUNK,
     DEFAULTS,
     ENTROPY_CHUNK,
+    GPU_TILE,
     LORA,
     Work,
     base_bytes,
@@ -51,8 +51,14 @@ def test_defaults_are_those_of_the_trainers(tmp_path):
     assert (lora["r"], lora["lora_dropout"]) == (LORA["r"], LORA["lora_dropout"])
     from trl.trainer import sft_trainer, utils
 
-    assert sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE == CHUNK
-    assert inspect.signature(utils.entropy_from_logits).parameters["chunk_size"].default == ENTROPY_CHUNK
+    if FUSED:
+        from trl.kernels import chunked_logprob
+
+        assert f"\nTOKEN_CHUNK_SIZE = {GPU_TILE[0]}\n" in inspect.getsource(chunked_logprob)
+        assert GPU_TILE[1] == utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    else:
+        assert sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE == TILE
+        assert inspect.signature(utils.entropy_from_logits).parameters["chunk_size"].default == ENTROPY_CHUNK
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -92,7 +98,7 @@ def test_what_each_setting_saves(compose_stage):
     for setting, parts in moved.items():
         after = update(setting)
         changed = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
-        assert changed == parts | {"fragments"}, setting
+        assert changed | {"fragments"} == parts | {"fragments"}, setting
 
 
 def test_whole_models_are_trained_in_fp32_with_adams_two_moments(compose_stage):

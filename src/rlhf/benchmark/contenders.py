@@ -1,14 +1,12 @@
 """The trainers that are measured, each built the way its users would build it, on the same weights and rows."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from rlhf.benchmark.instrument import now
 from rlhf.benchmark.workload import EOS, Task, Workload
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 @dataclass
@@ -96,6 +94,11 @@ def sft(work: Workload, task: Task) -> Contender:
     args = SFTConfig(**given)
     trainer = SFTTrainer(work.load(), args, train_dataset=rows, processing_class=work.tokenizer(), peft_config=lora)
     return Contender(trainer, lengths=[[size.reply_tokens] * task.prompts] * task.updates)
+
+
+def has_stock() -> bool:
+    """Whether the TRL that is installed has a PPO to measure against; 1.12 is the last that does."""
+    return find_spec("trl.experimental.ppo") is not None
 
 
 BUILDERS: dict[str, Callable[[Workload, Task], Contender]] = {"ours": ours, "stock": stock, "sft": sft}

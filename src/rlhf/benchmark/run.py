@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import files
+from rlhf.benchmark.contenders import has_stock
 from rlhf.benchmark.planned import compare_plans
 from rlhf.benchmark.ratios import PARTS, compare
 from rlhf.benchmark.rows import compare_rows, measure_size, measure_stages, rows_table, size_table, stages_table
 from rlhf.benchmark.tables import origin, plan_table, support_table, table
 from rlhf.benchmark.workload import Size
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, Refusal
 from rlhf.output.tables import between_markers
 from rlhf.runs import provenance
+from rlhf.shell import element
+
+STOCK = ("fixed", "natural", "growth", "support")  # parts that train TRL's own PPO
 
 
 def benchmark(
@@ -30,9 +34,12 @@ def benchmark(
     root: Path,
     page: Path | None,
 ) -> None:
-    """Runs `parts` on `size`, which the table calls `name`; raises ConfigError when `page` is no file."""
+    """Runs `parts` on `size`, which the table calls `name`; raises ConfigError when `page` is no file, or TRL has no PPO."""
     if page is not None and not page.is_file():
         raise ConfigError(f"page={page} does not exist\n  fix: page=docs/benchmarks.md")
+    if (against := [part for part in parts if part in STOCK]) and not has_stock():
+        why = "measures against TRL's own PPO, which the TRL that is installed has not; 1.12 is the last that has"
+        raise Refusal("parts", element(against), why, fix="python -m pip install trl==1.12.0")
     folder = root / "benchmark"
     measured = [part for part in parts if part in PARTS]
     if measured:

@@ -4,10 +4,11 @@
 decoding. A layer here has room to spare, and doubles it when it runs out.
 """
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -70,3 +71,8 @@ def decoding_cache(config: Any, new_tokens: int) -> Any:
     cache: Any = DynamicCache(config=config)
     cache.layers = [RoomyLayer(new_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def cache_argument(backbone: nn.Module) -> str:
+    """What its forward calls a cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.generation.cache import RoomyLayer, decoding_cache
+from rlhf.generation.cache import RoomyLayer, cache_argument, decoding_cache
 from rlhf.generation.sampling import choose, left_pad, stream
 from rlhf.models.roles import Role
 
@@ -114,8 +114,8 @@ class Batch:
                 input_ids=self.ids,
                 attention_mask=self.mask if self.padded else None,
                 position_ids=self.positions,
-                past_key_values=self.cache,
                 use_cache=True,
+                **{cache_argument(self.role.backbone): self.cache},
             )
             tokens = self._tokens(self.head(output.last_hidden_state[:, -1]))
         rows = self.rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.generation.cache import decoding_cache
+from rlhf.generation.cache import cache_argument, decoding_cache
 from rlhf.models.roles import Role
 from rlhf.parallel import ranks
 
@@ -99,15 +99,15 @@ def sample_chunk(
     tokens, logprobs = torch.full((count, limit), pad_id, device=device), torch.zeros(count, limit, device=device)
     lengths, ended = torch.full((count,), limit, device=device), torch.zeros(count, dtype=torch.bool, device=device)
     alive = torch.arange(count, device=device)
-    cache = decoding_cache(policy.model.config, limit)
+    cache, taken_as = decoding_cache(policy.model.config, limit), cache_argument(policy.backbone)
     padded = bool((mask == 0).any())  # without padding the attention needs no mask, and is faster
     for step in range(limit):
         output = policy.backbone(
             input_ids=ids,
             attention_mask=mask if padded else None,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{taken_as: cache},
         )
         logits = head(output.last_hidden_state[:, -1])
         chosen, logprobs[alive, step] = choose(logits, uniforms[alive, step] if temperature else None)

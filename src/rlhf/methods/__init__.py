@@ -6,8 +6,12 @@ The table holds strings and plain data and imports no page, so every room may re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
+# since 1.15 no loss_type of TRL's own trainers holds the logits of whole sequences; 1.12 does it so for SFT's default alone
+FUSED = tuple(int(part) for part in version("trl").split(".")[:2]) >= (1, 15)
+TILE = 256  # tokens whose logits are in memory at once: in TRL 1.12's SFT (sft_trainer:88), and in 1.15 and later on a CPU (`head`)
 REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
 LOSSES = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
 _TOKENS = {"mean_token_accuracy", "entropy"}
@@ -53,7 +57,7 @@ class Method:
     - `reply_length`: the argument with the longest reply that is sampled in training
     - `own_loop`: trains by rlhf.ppo and not TRL: updates of episodes, an evaluation of its own, one device
     - `dropout`: whether the adapter's dropout stays on
-    - `chunked`: whether the default loss_type never holds the logits of a whole sequence
+    - `chunked`: whether the default loss_type, or any (FUSED), never holds the logits of a whole sequence
     - `smoothed`: each loss_type that reads label_smoothing, where the others ignore it without a word
     - `lean`: whether LoRA layers keep their input once (rlhf.models.layers)
     - `chunk`: tokens whose logits are in memory at once where replies are read by rlhf.generation; PPO's is an argument
@@ -101,7 +105,7 @@ METHODS: dict[str, Method] = {
         dropout=True,
         chunked=True,
         measured=True,
-        defaults={"loss_type": "chunked_nll"},
+        defaults={"loss_type": "nll" if FUSED else "chunked_nll"},
     ),
     "reward": Method(
         build="rlhf.methods.reward:build",
@@ -126,6 +130,7 @@ METHODS: dict[str, Method] = {
         smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
         lean=True,
         chunk=128,
+        chunked=FUSED,
         measured=True,
         defaults={"loss_type": ["sigmoid"]},
     ),
@@ -138,6 +143,7 @@ METHODS: dict[str, Method] = {
         logged=LOSSES | REPLIES | held_out((PAIRS - {"rewards/accuracies"}) | {"kl", "entropy"}),
         reward="implicit",
         fewest=2,
+        chunked=FUSED,
         defaults={"loss_type": "kto"},
     ),
     "ppo": Method(
@@ -166,4 +172,6 @@ def resolve(place: str) -> Any:
 
 def build(stage: Any, tokenizer: Any, data: Any) -> Any:
     """The trainer of a stage on the rows that were prepared for it."""
+    if FUSED and stage.hardware.device == "cpu":
+        resolve("rlhf.methods.head:small_tiles")()
     return resolve(METHODS[stage.method.name].build)(stage, tokenizer, data)

@@ -95,8 +95,9 @@ class SidesCollator:
 class SharedDPOTrainer(TokenizedDPOTrainer):
     """TRL's trainer and losses on log-probabilities that are computed once for each reply, beside the others of its prompt.
 
-    TRL reads logits. It is given two for each token, of which its softmax makes the same probability again; so a loss_type is TRL's own
-    code, whatever it does with log-probabilities. What TRL logs of logits over the vocabulary is put in afterwards.
+    TRL reads logits, or since 1.15 log-probabilities. It is given two logits for each token, of which its softmax makes the same
+    probability again; so a loss_type is TRL's own code, whatever it does with log-probabilities. What TRL logs of logits over the
+    vocabulary is put in afterwards.
     """
 
     def __init__(self, model: Any, reference: Any, args: Any, collator: Any, *rows: Any, **named: Any) -> None:
@@ -127,7 +128,9 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         pairs = {"input_ids": mask.new_zeros(mask.shape[0], mask.shape[1] + 1), "completion_mask": _behind_one(mask)}
         pairs["attention_mask"] = mask.new_ones(int(inputs["lengths"][sides].sum()))  # whose sum TRL logs
         pairs["ref_chosen_logps"], pairs["ref_rejected_logps"] = self._reference(inputs, batch, sides, mask).chunk(2)
-        outputs = SimpleNamespace(logits=_two_logits(ours))
+        later = torch.zeros_like(ours, requires_grad=False)
+        outputs = SimpleNamespace(logits=_two_logits(ours), log_probs=ours, entropy=later, mean_logits=later)
+        outputs.is_top1 = later.bool()
         loss = super()._compute_loss(lambda **_: outputs, pairs, False)
         trained: Any = self.model
         if (

@@ -2,8 +2,7 @@
 
 One update (`loop.Loop.update`): sample replies, score them, take old and reference log-probabilities and values in the
 micro-batches of training (`update.collect`), turn them into advantages (`objective`), and make `num_ppo_epochs *
-num_mini_batches` optimizer steps. The only module of the training code that imports `trl.experimental`, which TRL 1.13
-no longer has; the benchmark imports it too, to measure against stock.
+num_mini_batches` optimizer steps. What TRL's own classes would give it, `base` does: TRL has had no PPO since 1.13.
 """
 
 import os
@@ -14,16 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
 import torch
 from accelerate import Accelerator
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, ExportableState, PrinterCallback, TrainerControl
 from transformers.trainer_utils import TrainOutput
-from trl.experimental import ppo as trl_ppo
-from trl.experimental.ppo.ppo_trainer import OnlineTrainerState
 
 from rlhf.errors import Refusal
 from rlhf.evaluation.samples import write_samples
@@ -33,6 +28,7 @@ from rlhf.models.roles import Role, save_role
 from rlhf.parallel import ranks
 from rlhf.ppo import checkpoint, config
 from rlhf.ppo.assembly import assemble
+from rlhf.ppo.base import BaseConfig, BaseTrainer, OnlineTrainerState
 from rlhf.ppo.config import PPOOptions
 from rlhf.ppo.evaluation import evaluate
 from rlhf.ppo.loop import Loop, PromptOrder, check_prompts
@@ -42,7 +38,7 @@ from rlhf.rewards.scorers import Combined, RoleScorer
 
 
 @dataclass
-class PPOConfig(PPOOptions, trl_ppo.PPOConfig):
+class PPOConfig(PPOOptions, BaseConfig):
     """TRL's PPOConfig with our options.
 
     Kept from TRL: one batch is per_device_train_batch_size * gradient_accumulation_steps prompts, and num_mini_batches
@@ -50,7 +46,7 @@ class PPOConfig(PPOOptions, trl_ppo.PPOConfig):
     """
 
 
-class PPOTrainer(trl_ppo.PPOTrainer):
+class PPOTrainer(BaseTrainer):
     """A drop-in for TRL's PPOTrainer; each of the models may also be a `Role`, and the reward any `Scorer`, or a
     list of rewards.
 

@@ -1,6 +1,6 @@
 """The memory of a stage on one device, from its settings: the tensors that live at the moments at which most of them do.
 
-Each term was read from the code that keeps the tensor (transformers 5.23, PEFT 0.21, TRL 1.12, rlhf.ppo), and their sum is held
+Each term was read from the code that keeps the tensor (transformers 5.23, PEFT 0.21, TRL 1.12 and 1.16, rlhf.ppo), and their sum is held
 against measured peaks (`python src/benchmark.py parts=[plan]`). What differs on a GPU follows from the dtypes alone.
 """
 
@@ -11,16 +11,20 @@ from typing import Any
 from rlhf.config import Stage, split_batch
 from rlhf.errors import ConfigError
 from rlhf.files import FINAL
-from rlhf.methods import METHODS
+from rlhf.methods import FUSED, METHODS, TILE
 from rlhf.preflight.sizes import Shape
 from rlhf.rewards.functions import PREFIX
 
-# what TRL 1.12 and rlhf.ppo take where the config is silent, as far as memory and steps depend on it
+# what TRL and rlhf.ppo take where the config is silent, as far as memory and steps depend on it
 DEFAULTS = {"num_train_epochs": 3.0, "max_steps": -1, "packing": False, "optim": "adamw_torch_fused", "total_episodes": None,
             "precompute_ref_log_probs": False, "use_weighting": False, "response_length": 53, "num_ppo_epochs": 4, "num_mini_batches": 1,
             "logprob_chunk_size": 128, "rollout_base": "quantized"}  # fmt: skip
 LORA = {"r": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}  # of PEFT 0.21, but for the last, which it guesses
-CHUNK, ENTROPY_CHUNK = 256, 128  # tokens whose logits SFT holds at a time (sft_trainer:88), and entropies (utils:527)
+ENTROPY_CHUNK = 128  # tokens whose entropies TRL 1.12 makes at a time (utils:527)
+GPU_TILE = (
+    4096,
+    32768,
+)  # tokens and ids whose logits TRL 1.15 and later make at a time on a GPU (kernels/chunked_logprob.py)
 RANKED = 4  # replies in a ranking where the dataset does not say
 # Python, torch and the libraries, measured; a CUDA context and the share that its allocator can't use again, assumed
 PROCESS, CONTEXT, FRAGMENTS = 0.6e9, 0.5e9, 0.05
@@ -172,10 +176,18 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
         replies = work.rows * int(argument(stage, method.reply_length)) if method.reply_length else work.tokens
         chunk = min(method.chunk or int(argument(stage, "logprob_chunk_size")), replies)
         return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
+    if method.chunked and FUSED:
+        # kernels/chunked_logprob.py: on a GPU a tile; in torch seven more of it in fp32, or two of it and of its part of the matrix
+        ids, slope = min(vocabulary, GPU_TILE[1]), 4 * work.tokens * shape.hidden
+        if stage.hardware.device == "cuda":
+            return work.low * min(work.tokens, GPU_TILE[0]) * GPU_TILE[1] + min(cast, 2 * ids * shape.hidden) + slope
+        tile = min(TILE, work.tokens)
+        rest = 29 * tile if work.low == 4 else max(29 * tile, 4 * (tile + shape.hidden)) + 2 * shape.hidden
+        return ids * (work.low * tile + rest) + slope
     if method.chunked and argument(stage, "loss_type") == method.defaults["loss_type"]:
         # sft_trainer:101: logits, log-softmax, its exponential, the product; in bf16 copies of the matrix in both dtypes
         copies = 0 if work.low == 4 else 2 if work.stream == 4 else 6
-        return 16 * min(CHUNK, work.tokens) * vocabulary + copies * matrix
+        return 16 * min(TILE, work.tokens) * vocabulary + copies * matrix
     # all logits, again for log-softmax or the reference, and without the last token for the entropies, which take more rows
     once = argument(stage, "precompute_ref_log_probs")
     tokens = (2 if once else 3) * work.tokens - work.rows + (3 if work.low == 4 else 4) * ENTROPY_CHUNK
@@ -246,6 +258,6 @@ def _evaluation(stage: Stage, shape: Shape, work: Work, weights: Parts) -> Parts
     if stage.method.start_from is not None:
         needed["reference"] = needed["policy"]
     rows, length = min(settings.batch_size, settings.prompts), dataset.max_prompt_length + settings.max_new_tokens
-    scored = forward_bytes(shape, work, rows * length) + 8 * CHUNK * shape.vocabulary
+    scored = forward_bytes(shape, work, rows * length) + 8 * TILE * shape.vocabulary
     cache = cache_bytes(shape, work, rows, length)
     return needed | ({"KV cache": cache} if cache > scored else {"activations": scored})

@@ -31,7 +31,7 @@ LOST_WORKER = "WORKER_LOST"
 AGAIN = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT", LOST_WORKER)
 LOST = -1  # no exit code
 # what srun says of the one task that a job is, and a stage that starts its ranks itself would take for a rank
-STEP = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_LOCALID", "SLURM_NODEID")
+STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_LOCALID", "SLURM_NODEID")
 INSTALL = "pip install -r requirements-cluster.txt"
 
 

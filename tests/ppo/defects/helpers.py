@@ -18,12 +18,11 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
-from trl.experimental import ppo as stock_ppo
-from trl.experimental.ppo import ppo_trainer as stock_module
 
 from rlhf.generation.sampling import Replies
 from rlhf.models.shared import shared_roles
 from rlhf.ppo.trainer import PPOConfig, PPOTrainer
+from tests.helpers import needs_stock
 from tests.workshop import QUIET
 
 PAD, BOS, EOS, END, VOCABULARY = 0, 1, 2, 3, 32
@@ -38,7 +37,8 @@ def defect(where: str, raises: type[BaseException] = AssertionError, match: str 
     (`defects/conftest.py`).
     """
     fails = pytest.mark.xfail(strict=True, reason=where, raises=raises)
-    sides = [pytest.param(Stock, id="stock", marks=[fails, pytest.mark.defect(match)]), pytest.param(Ours, id="ours")]
+    marks = [needs_stock, fails, pytest.mark.defect(match)]
+    sides = [pytest.param(Stock, id="stock", marks=marks), pytest.param(Ours, id="ours")]
     return pytest.mark.parametrize("contender", sides, indirect=True)
 
 
@@ -144,12 +144,13 @@ class Contender:
 
 
 class Stock(Contender):
-    trainer, config = stock_ppo.PPOTrainer, stock_ppo.PPOConfig
-
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
         super().__init__(folder, monkeypatch)
+        self.trainer, self.config, self.module = PPOTrainer, PPOConfig, ppo_trainer
         # two full collections an update take twenty times as long as such an update itself
-        monkeypatch.setattr(stock_module, "gc", SimpleNamespace(collect=lambda: 0))
+        monkeypatch.setattr(ppo_trainer, "gc", SimpleNamespace(collect=lambda: 0))
 
     def force(self, trainer: Any, reply: Reply, width: int = 0) -> None:
         """Old log-probabilities are then of fp32 scores over the temperature, as `generate` hands them out."""
@@ -160,10 +161,10 @@ class Stock(Contender):
             padded = torch.tensor([[*r, *[pad] * (columns - len(r))] for r in replies])
             both = torch.cat([queries, padded], 1)
             with torch.no_grad():
-                logits = stock_module.forward(model, both, pad).logits[:, queries.shape[1] - 1 : -1]
+                logits = self.module.forward(model, both, pad).logits[:, queries.shape[1] - 1 : -1]
             return both, logits.float() / config.temperature
 
-        self.monkeypatch.setattr(stock_module, "batch_generation", generation)
+        self.monkeypatch.setattr(self.module, "batch_generation", generation)
 
     def from_adapters(self, base: Path, sft: Path, reward: Path) -> dict[str, Any]:
         def scorer(trained: bool) -> Any:

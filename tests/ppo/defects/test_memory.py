@@ -59,7 +59,7 @@ def test_no_cache_in_training(contender):
 
     def look(module, inputs, output):
         if torch.is_grad_enabled():
-            caches.append(output.past_key_values)
+            caches.append(output.get("cache", output.get("past_key_values")))
 
     policy.model.register_forward_hook(look)
     trainer.train()
