@@ -6,12 +6,10 @@ Called by `compare` as `python -m rlhf.benchmark <folder> <task as JSON>`; its l
 import contextlib
 import json
 import sys
-import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.benchmark.instrument import Memory, in_use, matrix_rate, now
+from rlhf.benchmark.instrument import Memory, clocked, differences, in_use, matrix_rate
 from rlhf.benchmark.preferences import builder
 from rlhf.benchmark.process import MARK
 from rlhf.benchmark.workload import Size, Task, Workload, make
@@ -20,22 +18,10 @@ from rlhf.benchmark.workload import Size, Task, Workload, make
 def measure(work: Workload, task: Task) -> dict[str, Any]:
     """Seconds of each update and peak memory of one trainer."""
     import torch
-    from transformers import TrainerCallback
-
-    clock: list[float] = []
-    processor: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.append(now(work.device))
-            processor.append(time.process_time())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.on_train_begin()
 
     start = in_use(work.device)
     contender = builder(task)(work, task)
-    contender.trainer.add_callback(Clock)
+    clock, processor = clocked(contender.trainer, work.device)
     memory = Memory(work.device)
     memory.start()
     with contextlib.redirect_stdout(sys.stderr):
@@ -46,9 +32,8 @@ def measure(work: Workload, task: Task) -> dict[str, Any]:
         "task": vars(task),
         "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "seconds": _differences(clock),
-        # of all threads: what is left of a time when other processes want the same cores
-        "processor_seconds": _differences(processor),
+        "seconds": differences(clock),
+        "processor_seconds": differences(processor),
         "phases": contender.phases,
         "reply_tokens": lengths,
         "weights_mb": memory.before - start,
@@ -57,10 +42,6 @@ def measure(work: Workload, task: Task) -> dict[str, Any]:
         "peak_mb": peak,
         "matrix_tflops": matrix_rate(work.device),
     }
-
-
-def _differences(times: list[float]) -> list[float]:
-    return [after - before for before, after in pairwise(times)]
 
 
 def main() -> None:

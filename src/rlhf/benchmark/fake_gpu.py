@@ -115,6 +115,8 @@ class _Functions(TorchFunctionMode):
                 held = card.has(args[0])
                 told = CARD if held else _get(args[0])
                 return {"device": told, "is_cuda": held, "is_cpu": told.type == "cpu"}[attribute]
+        if func is torch.device and isinstance(args[0], int):
+            return torch.device("cuda", args[0])
         if name in ("to", "cuda", "cpu") and args and isinstance(args[0], torch.Tensor):
             return self._move(name, args, kwargs)
         if name in ("numpy", "__array__", "numpy_T") and card.has(args[0]):
@@ -195,15 +197,26 @@ def install() -> Card:
         "max_memory_allocated": lambda *_: card.peak,
         "memory_reserved": lambda *_: card.allocated(),
         "reset_peak_memory_stats": lambda *_: card.reset(),
-        "get_rng_state_all": lambda: [torch.get_rng_state()],
-        "set_rng_state_all": lambda _: None,
     }
     for name in ("set_device", "synchronize", "empty_cache"):
         told[name] = lambda *_: None
-    for name, answer in told.items():
+    random: dict[str, Any] = {
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state": lambda *_: None,
+        "set_rng_state_all": lambda _: None,
+    }
+    for name, answer in (told | random).items():
         setattr(torch.cuda, name, answer)
+    for name, answer in random.items():
+        setattr(torch.cuda.random, name, answer)
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
         setattr(torch, name, _of_host(getattr(torch, name)))
+    parse = torch._C._nn._parse_to
+    torch._C._nn._parse_to = lambda *arguments, **named: parse(  # type: ignore[assignment]
+        *(_device(one) if type(one) is int else one for one in arguments),
+        **{name: _device(one) if type(one) is int else one for name, one in named.items()},
+    )
     operators = _Operators(card)
     operators.__enter__()
     functions = _Functions(card, operators)
@@ -221,7 +234,7 @@ def install() -> Card:
     torch.autograd.function.BackwardCFunction.apply = answered(torch.autograd.function.BackwardCFunction.apply)
     hooks: Any = torch.autograd.graph.saved_tensors_hooks
     begin = hooks.__init__
-    hooks.__init__ = lambda self, pack, unpack: begin(self, pack, answered(unpack))  # of a checkpoint: its forward, again
+    hooks.__init__ = lambda self, pack, unpack: begin(self, answered(pack), answered(unpack))  # of a checkpoint: its forward, again
     return card
 
 

@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import gc
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 
 def now(device: str) -> float:
@@ -14,6 +16,30 @@ def now(device: str) -> float:
 
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def clocked(trainer: Any, device: str) -> tuple[list[float], list[float]]:
+    """Two lists that fill while it trains: the time, and the seconds that all threads have had, at the start and after each step."""
+    from transformers import TrainerCallback
+
+    clock: list[float] = []
+    # of all threads: what is left of a time when other processes want the same cores
+    processor: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.append(now(device))
+            processor.append(time.process_time())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.on_train_begin()
+
+    trainer.add_callback(Clock)
+    return clock, processor
+
+
+def differences(times: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)]
 
 
 class Memory:

@@ -65,7 +65,15 @@ def _from_scratch(stage: Stage, tokenizer: Any, reward: bool) -> tuple[Any, bool
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     kind, labels = _kind(reward)
     config = AutoConfig.for_model(str(stage.model.init["model_type"]), **sizes, **special, **labels)
-    return kind.from_config(config, attn_implementation=stage.model.attention), True
+    if (quantization := quantization_config(stage)) is None:
+        return kind.from_config(config, attn_implementation=stage.model.attention), True
+    from rlhf.models.drawn import drawn
+
+    place = placement(stage)
+    device = (place["device_map"] or {}).get("")
+    return drawn(
+        kind, config, quantization, dtype=place["dtype"], device=device, attention=stage.model.attention
+    ), True  # what measurements train; settings refuse it
 
 
 def _loaded(stage: Stage, source: str, reward: bool) -> tuple[Any, bool]:
