@@ -9,6 +9,7 @@ What it can't tell: what kernels of CUDA do inside, how fast they are, and what 
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -192,6 +193,7 @@ def install() -> Card:
         "current_device": lambda: 0,
         "get_device_name": lambda *_: NAME,
         "get_device_capability": lambda *_: (9, 0),
+        "get_device_properties": lambda *_: SimpleNamespace(name=NAME, total_memory=MEMORY, major=9, minor=0),
         "mem_get_info": lambda *_: (MEMORY - card.allocated(), MEMORY),
         "memory_allocated": lambda *_: card.allocated(),
         "max_memory_allocated": lambda *_: card.peak,
