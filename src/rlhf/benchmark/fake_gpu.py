@@ -126,6 +126,7 @@ class _Functions(TorchFunctionMode):
             return 0 if card.has(args[0]) else -1
         if name == "pin_memory":
             return args[0]
+        kwargs.pop("pin_memory", None)
         asked = kwargs.get("device")
         if asked is not None:
             asked = _device(asked)

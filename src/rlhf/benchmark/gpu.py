@@ -122,6 +122,8 @@ def measure_parts(folder: Path, what: dict[str, Any]) -> Iterator[dict[str, Any]
                 raise
             found = {"left_out": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
         _clear()
+        if part == CHIP:
+            gc.freeze()  # what libraries hold need not be looked through again
         yield {"part": part, **found}
 
 
@@ -162,19 +164,18 @@ def _chip(folder: Path, size: Size) -> dict[str, Any]:
 def _stage(work: Workload, part: str) -> dict[str, Any]:
     """A step of a stage: seconds, tokens (each once, though TRL reads a prompt with each reply), memory planned and measured."""
     from rlhf.benchmark.instrument import matrix_rate
-    from rlhf.benchmark.planned import measure_stage, planned, stage_of
-    from rlhf.preflight.memory import sequences
+    from rlhf.benchmark.planned import measure_stage
 
-    method = part.partition(",")[0]
+    method, size = part.partition(",")[0], work.size
     settings = (f"debug.max_steps={STEPS}", "hardware.gradient_checkpointing=true", *STAGES[part])
-    found, stage = measure_stage(work, method, *settings), stage_of(work, method, *settings)
-    size, seconds, replies = work.size, warm(found["seconds"]), sequences(stage)
-    said = stage.batch_size * replies * size.reply_tokens
-    read = stage.batch_size * size.prompt_tokens + said
+    found = measure_stage(work, method, *settings)
+    seconds = warm(found["seconds"])
+    said = found["rows"] * found["sequences"] * size.reply_tokens
+    read = found["rows"] * size.prompt_tokens + said
     layers, head = PASSES[method]
     scored = read if method == "sft" else said  # all of a demonstration is learned here
     operations = 2 * (layers * read * size.matrix_parameters + head * scored * size.vocabulary * size.width)
-    found |= planned(stage) | {"seconds": seconds, "tokens": read, "tokens_per_second": read / seconds}
+    found |= {"seconds": seconds, "tokens": read, "tokens_per_second": read / seconds}
     found |= {"above_weights_mb": found["measured_mb"] - found["weights_mb"]}
     found |= {"ratio": found["planned_mb"] / found["measured_mb"]}
     return found | {"matrix_share": operations / seconds / 1e12 / matrix_rate(work.device)}

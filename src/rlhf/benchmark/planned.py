@@ -39,7 +39,6 @@ def compare_plans(size: Size, *, device: str, threads: int | None, at_once: int 
             methods = [name for name, row in METHODS.items() if row.measured]
             measured = pool.map(lambda method: worker(folder, {"method": method}, threads), methods)
             for method, one in zip(methods, measured, strict=True):
-                one |= planned(stage_of(Workload.read(Path(folder)), method))
                 found["methods"][method] = one | {"ratio": one["planned_mb"] / one["measured_mb"]}
                 figures = f"{one['planned_mb']:.0f} MB planned, {one['measured_mb']:.0f} MB measured"
                 print(f"{method:8s} {figures}", flush=True)
@@ -54,24 +53,28 @@ def planned(stage: Stage) -> dict[str, float]:
 
 
 def measure_stage(work: Workload, method: str, *settings: str) -> dict[str, Any]:
-    """Peak of loading and training above what was in use before, of which `weights_mb` are there when training begins, peak of the
-    process, and seconds of each step.
+    """Peak of loading and training above what was in use before, of which `weights_mb` are there when training begins, and peak of
+    the process, beside the planned ones; seconds of each step; rows of a step and sequences of a row.
     """
     return_freed_memory()
-    memory, seconds, weights = Memory(work.device), [], 0.0
-    for one in (make(work.folder / f"tiny-{method}", SIZES["tiny"], work.device), work):
-        stage = stage_of(one, method, *settings)
-        rows = _rows(one, method, stage)
-        memory.start()
-        trainer = trainer_of(stage, one.tokenizer(), rows)
-        trainer.add_callback(_with_moments())
-        clock, _ = clocked(trainer, work.device)
-        weights = in_use(work.device) - memory.before
-        trainer.train()
-        seconds = differences(clock)
-        del trainer
+    tiny = make(work.folder / f"tiny-{method}", SIZES["tiny"], work.device)
+    _train(tiny, stage_of(tiny, method, *settings, "debug.max_steps=1"))
+    stage = stage_of(work, method, *settings, "method.args.save_strategy=no")
+    shape = {"rows": stage.batch_size, "sequences": sequences(stage)}
+    return _train(work, stage) | planned(stage) | shape
+
+
+def _train(work: Workload, stage: Stage) -> dict[str, Any]:
+    rows, memory = _rows(work, stage), Memory(work.device)
+    memory.start()
+    trainer = trainer_of(stage, work.tokenizer(), rows)
+    trainer.add_callback(_with_moments())
+    clock, _ = clocked(trainer, work.device)
+    weights = in_use(work.device) - memory.before
+    trainer.train()
     peak = memory.peak()
-    return {"measured_mb": peak - memory.before, "peak_mb": peak, "weights_mb": weights, "seconds": seconds}
+    found = {"measured_mb": peak - memory.before, "peak_mb": peak, "weights_mb": weights}
+    return found | {"seconds": differences(clock)}
 
 
 def _with_moments() -> Any:
@@ -109,12 +112,12 @@ def stage_of(work: Workload, method: str, *settings: str) -> Stage:
     return to_stage(compose_config([*given.split(), *settings]))
 
 
-def _rows(work: Workload, method: str, stage: Stage) -> Any:
+def _rows(work: Workload, stage: Stage) -> Any:
     """Random rows of full length, as `rlhf.data.prepare` hands them to the trainers."""
     from datasets import Dataset
 
     count, prompt, reply = 2 * work.size.micro_batch, work.size.prompt_tokens, work.size.reply_tokens
-    rows = METHODS[method].rows
+    rows = METHODS[stage.method.name].rows
     if rows == "prompts":
         return work.rows(count, prompt)
     if rows == "demonstrations":
