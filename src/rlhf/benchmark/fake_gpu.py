@@ -22,6 +22,11 @@ MEMORY = 80 * 10**9
 _get = torch.Tensor.device.__get__  # type: ignore[attr-defined]
 _COPIES = {"aten::copy_", "aten::copy", "aten::_to_copy", "aten::set_"}
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+# what autocast of CUDA computes in fp32 and that of the CPU does not (torch.amp, "CUDA Ops that can autocast to float32")
+_IN_FP32 = set(
+    "__pow__ __rpow__ __rtruediv__ cross_entropy cumprod cumsum exp expm1 kl_div layer_norm log log10 log1p log2 log_softmax "
+    "mse_loss nll_loss norm pow prod reciprocal rsqrt smooth_l1_loss softmax softplus sum".split()
+)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -131,6 +136,8 @@ class _Functions(TorchFunctionMode):
         if asked is not None:
             asked = _device(asked)
             kwargs["device"] = HOST if asked.type == "cuda" else asked
+        if name in _IN_FP32 and torch.is_autocast_enabled("cuda"):
+            args = tuple(_wide(one) for one in args)
         given = [*_tensors(args), *_tensors(kwargs)]
         of_card = any(card.has(one) for one in given)
         if asked is not None and asked.type == "cuda" and kwargs.get("generator") is not None:
@@ -174,6 +181,11 @@ class _Functions(TorchFunctionMode):
         moved = torch.Tensor.to(tensor, dtype=dtype, copy=True)
         (self.card.put if asked.type == "cuda" else self.card.drop)(moved)
         return moved
+
+
+def _wide(value: Any) -> Any:
+    low = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if low else value
 
 
 def _device(asked: Any) -> torch.device:

@@ -173,9 +173,9 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
         chunk = min(method.chunk or int(argument(stage, "logprob_chunk_size")), replies)
         return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
     if method.chunked and argument(stage, "loss_type") == method.defaults["loss_type"]:
-        # sft_trainer:101: logits, log-softmax, its exponential, the product; in bf16 copies of the matrix in both dtypes
-        copies = 0 if work.low == 4 else 2 if work.stream == 4 else 6
-        return 16 * min(CHUNK, work.tokens) * vocabulary + copies * matrix
+        # sft_trainer:101: logits, log-softmax, its exponential, the product; or before them a copy of the matrix in fp32, and of that in bf16
+        held = min(CHUNK, work.tokens) * vocabulary
+        return 16 * held if work.low == 4 else max(6 * matrix if work.stream == 2 else 0, 2 * matrix + 14 * held)
     # all logits, again for log-softmax or the reference, and without the last token for the entropies, which take more rows
     once = argument(stage, "precompute_ref_log_probs")
     tokens = (2 if once else 3) * work.tokens - work.rows + (3 if work.low == 4 else 4) * ENTROPY_CHUNK
