@@ -7,6 +7,7 @@ list; the one for operators lets tensors of two places meet only where CUDA does
 What it can't tell: what kernels of CUDA do inside, how fast they are, and what another thread does.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -198,6 +199,7 @@ def install() -> Card:
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would place weights in other threads
     card = Card()
     told: dict[str, Any] = {
         "is_available": lambda: True,
