@@ -144,10 +144,11 @@ class Workload:
             llm_int8_skip_modules=["lm_head", "score"],
         )
         kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-        device, labels = 0 if self.device == "cuda" else None, {"num_labels": 1} if reward else {}
+        labels = {"num_labels": 1} if reward else {}
+        device = 0 if self.device == "cuda" else "cpu"  # without it bitsandbytes takes a GPU that it sees
         if not self.drawn:
-            options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": nf4, **labels}
-            return kind.from_pretrained(self.folder / "base", **options, **({} if device is None else {"device_map": {"": device}}))
+            options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
+            return kind.from_pretrained(self.folder / "base", **options, **labels)
         from rlhf.models.drawn import drawn
 
         torch.manual_seed(0)

@@ -69,11 +69,9 @@ def _from_scratch(stage: Stage, tokenizer: Any, reward: bool) -> tuple[Any, bool
         return kind.from_config(config, attn_implementation=stage.model.attention), True
     from rlhf.models.drawn import drawn
 
-    place = placement(stage)
-    device = (place["device_map"] or {}).get("")
-    return drawn(
-        kind, config, quantization, dtype=place["dtype"], device=device, attention=stage.model.attention
-    ), True  # what measurements train; settings refuse it
+    place, attention = placement(stage), stage.model.attention  # what measurements train; settings refuse it
+    where = place["device_map"][""]
+    return drawn(kind, config, quantization, dtype=place["dtype"], device=where, attention=attention), True
 
 
 def _loaded(stage: Stage, source: str, reward: bool) -> tuple[Any, bool]:
@@ -209,10 +207,12 @@ def _kind(reward: bool) -> tuple[Any, dict[str, Any]]:
 def placement(stage: Stage) -> dict[str, Any]:
     """Where the weights of a stage lie, and how: what every `from_pretrained` is told."""
     on_gpu, frozen = stage.hardware.device == "cuda", stage.adapter.name != "none"
+    quantization = quantization_config(stage)
+    on_cpu = {"": "cpu"} if quantization else None  # or it puts quantized weights on a GPU that it sees
     return {
         "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" and frozen else torch.float32,
-        "quantization_config": quantization_config(stage),
-        "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else None,
+        "quantization_config": quantization,
+        "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else on_cpu,
         "use_safetensors": True,
     }
 

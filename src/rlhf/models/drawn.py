@@ -9,13 +9,13 @@ def drawn(kind: Any, config: Any, quantization: Any, *, dtype: torch.dtype, devi
     """What `kind.from_pretrained` makes of a checkpoint whose matrices are drawn from N(0, initializer_range^2) of `config`.
 
     bitsandbytes quantizes each as it would a loaded one, so that scales and code book are those of such numbers, and what a model
-    of such weights computes is finite. `device` is None for the CPU, or what `device_map` takes.
+    of such weights computes is finite. `device` is what `device_map` takes.
     """
     from accelerate import init_empty_weights
     from bitsandbytes.nn import Params4bit
     from transformers.quantizers import AutoHfQuantizer
 
-    where = torch.device("cpu") if device is None else torch.device("cuda", device)
+    where = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     quantizer: Any = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(config, dtype=dtype, attn_implementation=attention)
