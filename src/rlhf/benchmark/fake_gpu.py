@@ -25,8 +25,7 @@ _COPIES = {"aten::copy_", "aten::copy", "aten::_to_copy", "aten::set_"}
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 # what autocast of CUDA computes in fp32 and that of the CPU does not (torch.amp, "CUDA Ops that can autocast to float32")
 _IN_FP32 = set(
-    "__pow__ __rpow__ __rtruediv__ cross_entropy cumprod cumsum exp expm1 kl_div layer_norm log log10 log1p log2 log_softmax "
-    "mse_loss nll_loss norm pow prod reciprocal rsqrt smooth_l1_loss softmax softplus sum".split()
+    ["__pow__", "__rpow__", "__rtruediv__", "cross_entropy", "cumprod", "cumsum", "exp", "expm1", "kl_div", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "mse_loss", "nll_loss", "norm", "pow", "prod", "reciprocal", "rsqrt", "smooth_l1_loss", "softmax", "softplus", "sum"]
 )
 
 
@@ -144,7 +143,9 @@ class _Functions(TorchFunctionMode):
         if asked is not None and asked.type == "cuda" and kwargs.get("generator") is not None:
             raise RuntimeError(f"{name}: expected a 'cuda' device type for generator but found 'cpu'")
         before = self.operators.place
-        self.operators.place = HOST if asked is not None and asked.type != "cuda" else CARD if asked or of_card else HOST
+        self.operators.place = (
+            HOST if asked is not None and asked.type != "cuda" else CARD if asked or of_card else HOST
+        )
         try:
             made = func(*args, **kwargs)
         finally:
@@ -251,7 +252,9 @@ def install() -> Card:
     torch.autograd.function.BackwardCFunction.apply = answered(torch.autograd.function.BackwardCFunction.apply)
     hooks: Any = torch.autograd.graph.saved_tensors_hooks
     begin = hooks.__init__
-    hooks.__init__ = lambda self, pack, unpack: begin(self, answered(pack), answered(unpack))  # of a checkpoint: its forward, again
+    hooks.__init__ = lambda self, pack, unpack: begin(
+        self, answered(pack), answered(unpack)
+    )  # of a checkpoint: its forward, again
     return card
 
 

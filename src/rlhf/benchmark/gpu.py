@@ -88,7 +88,9 @@ def _take(report: dict[str, Any], size: Size, one: dict[str, Any]) -> None:
         print(f"{part:28s} {figures} measured", flush=True)
     else:
         report["measurements"].append(one)
-        print(f"{part:28s} {warm(one['seconds']):.2f} s, {one['above_weights_mb']:.0f} MB above the weights", flush=True)
+        print(
+            f"{part:28s} {warm(one['seconds']):.2f} s, {one['above_weights_mb']:.0f} MB above the weights", flush=True
+        )
         made = [Task(**found["task"]) for found in report["measurements"]]
         for name in (name for name in COMPARED if name in ("fixed", "natural", "sft") and name not in report):
             if set(tasks([name], size)) <= {replace(task, rollout_base="quantized") for task in made}:

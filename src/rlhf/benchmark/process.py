@@ -29,9 +29,10 @@ def measurements(
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}
     command, some = [sys.executable, "-m", "rlhf.benchmark", folder, json.dumps(what)], False
-    with TemporaryFile("w+") as told, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=told, text=True, env=environment
-    ) as process:
+    with (
+        TemporaryFile("w+") as told,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True, env=environment) as process,
+    ):
         ending = Timer(seconds or 0, process.kill)
         if seconds is not None:
             ending.start()

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 
 
-def drawn(kind: Any, config: Any, quantization: Any, *, dtype: torch.dtype, device: Any, attention: str = "sdpa") -> Any:
+def drawn(
+    kind: Any, config: Any, quantization: Any, *, dtype: torch.dtype, device: Any, attention: str = "sdpa"
+) -> Any:
     """What `kind.from_pretrained` makes of a checkpoint whose matrices are drawn from N(0, initializer_range^2) of `config`.
 
     bitsandbytes quantizes each as it would a loaded one, so that scales and code book are those of such numbers, and what a model
