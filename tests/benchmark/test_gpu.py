@@ -33,6 +33,8 @@ def test_the_rehearsal_runs_every_method_and_contender(door, tmp_path):
         # bytes are counted, so the plan of a GPU is held to what it is held to on the CPU; a plan takes K-wise prompts for long ones
         if "K-wise" not in part:
             assert one["planned_mb"] == pytest.approx(one["measured_mb"], rel=0.15), part
+    for one in report["measurements"]:
+        assert one["loaded_mb"] - one["weights_mb"] < 1, "what was measured before is gone"
     for name in ("fixed", "natural"):
         assert 0 < report[name]["memory_ratio"] < 1 and report[name]["time_ratio"] > 0
     assert report["ppo_over_sft"]["memory_ratio"] > 0
@@ -74,7 +76,7 @@ def test_what_is_measured_is_told_at_once_and_goes_on_after_a_death(monkeypatch)
     asked, told = [], []
 
     def measurements(folder, what, threads, seconds):
-        asked.append(what["gpu"])
+        asked.append(list(what["gpu"]))
         if len(asked) == 1:
             yield {"part": CHIP, "device": "a chip", "seconds": 1.0, "matrix_tflops": 500.0}
             raise ResourceError("measuring ended with code -11\n  an illegal memory access")
@@ -109,5 +111,5 @@ def test_all_parts_are_assumed_to_end_in_nine_minutes():
 def test_a_machine_without_a_gpu_is_told_what_it_can_do(given, message, tmp_path):
     script = door_module("benchmark")
     with pytest.raises(ConfigError, match=re.escape(message)):
-        script.main(arguments(script.Arguments, [*given, f"run.root={tmp_path}"], script.__doc__))
+        script.main(arguments(script.Arguments, [*given, f"run.root={tmp_path}"], script.__doc__ or ""))
     assert not list(tmp_path.iterdir())

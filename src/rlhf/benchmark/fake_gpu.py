@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -20,12 +20,40 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CARD, HOST, NAME = torch.device("cuda", 0), torch.device("cpu"), "a GPU that is not there"
 MEMORY = 80 * 10**9
+_nn: Any = getattr(torch._C, "_nn")  # noqa: B009
 _get = torch.Tensor.device.__get__  # type: ignore[attr-defined]
 _COPIES = {"aten::copy_", "aten::copy", "aten::_to_copy", "aten::set_"}
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 # what autocast of CUDA computes in fp32 and that of the CPU does not (torch.amp, "CUDA Ops that can autocast to float32")
 _IN_FP32 = set(
-    ["__pow__", "__rpow__", "__rtruediv__", "cross_entropy", "cumprod", "cumsum", "exp", "expm1", "kl_div", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "mse_loss", "nll_loss", "norm", "pow", "prod", "reciprocal", "rsqrt", "smooth_l1_loss", "softmax", "softplus", "sum"]
+    [
+        "__pow__",
+        "__rpow__",
+        "__rtruediv__",
+        "cross_entropy",
+        "cumprod",
+        "cumsum",
+        "exp",
+        "expm1",
+        "kl_div",
+        "layer_norm",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "log_softmax",
+        "mse_loss",
+        "nll_loss",
+        "norm",
+        "pow",
+        "prod",
+        "reciprocal",
+        "rsqrt",
+        "smooth_l1_loss",
+        "softmax",
+        "softplus",
+        "sum",
+    ]
 )
 
 
@@ -153,7 +181,7 @@ class _Functions(TorchFunctionMode):
         if asked is not None:
             return self._place(made, given, asked)
         if name.startswith("new_") and of_card:
-            card.put(made)
+            card.put(cast(torch.Tensor, made))
         return made
 
     def _place(self, made: Any, given: list[torch.Tensor], asked: torch.device) -> Any:
@@ -171,7 +199,7 @@ class _Functions(TorchFunctionMode):
             other = rest.pop(0)
             asked, dtype = CARD if self.card.has(other) else _get(other), other.dtype
         elif name == "to":
-            asked, dtype, _, _ = torch._C._nn._parse_to(*rest, **{k: v for k, v in kwargs.items() if k != "copy"})
+            asked, dtype, _, _ = _nn._parse_to(*rest, **{k: v for k, v in kwargs.items() if k != "copy"})
             dtype = dtype or tensor.dtype
         else:
             asked, dtype = (CARD if name == "cuda" else HOST), tensor.dtype
@@ -230,8 +258,8 @@ def install() -> Card:
         setattr(torch.cuda.random, name, answer)
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
         setattr(torch, name, _of_host(getattr(torch, name)))
-    parse = torch._C._nn._parse_to
-    torch._C._nn._parse_to = lambda *arguments, **named: parse(  # type: ignore[assignment]
+    parse = _nn._parse_to
+    _nn._parse_to = lambda *arguments, **named: parse(
         *(_device(one) if type(one) is int else one for one in arguments),
         **{name: _device(one) if type(one) is int else one for name, one in named.items()},
     )

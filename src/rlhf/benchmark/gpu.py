@@ -23,7 +23,7 @@ from rlhf.benchmark.workload import Size, Task, Workload, make
 from rlhf.errors import ConfigError, ResourceError, StageError
 from rlhf.output.tables import grid
 
-CHIP, KWISE, ROWS, STEPS = "chip", "method.kwise=true", 4, 3
+CHIP, KWISE, ROWS = "chip", "method.kwise=true", 4  # micro-batches of a size that a stage takes at once
 STAGES: dict[str, tuple[str, ...]] = {
     "ppo": (),
     "sft": (),
@@ -59,7 +59,7 @@ def rehearse(
                 for part in left:
                     _take(report, size, {"part": part, "left_out": "out of time"})
                 break
-            what = {"gpu": left, "size": asdict(size), "there": there, "seconds": seconds}
+            what = {"gpu": list(left), "size": asdict(size), "there": there, "seconds": seconds}
             try:
                 for one in measurements(folder, what, threads, seconds + 5):
                     left.remove(one["part"])
@@ -169,7 +169,7 @@ def _stage(work: Workload, part: str) -> dict[str, Any]:
     from rlhf.benchmark.planned import measure_stage
 
     method, size = part.partition(",")[0], work.size
-    settings = (f"debug.max_steps={STEPS}", "hardware.gradient_checkpointing=true", *STAGES[part])
+    settings = (f"debug.max_steps={size.updates + 1}", "hardware.gradient_checkpointing=true", *STAGES[part])
     found = measure_stage(work, method, *settings)
     seconds = warm(found["seconds"])
     said = found["rows"] * found["sequences"] * size.reply_tokens

@@ -77,7 +77,10 @@ LIGHT = dict(rank=4, prompts=8, grown=32, prompt_tokens=8, reply_tokens=24, epoc
 SIZES = {
     # inner is a multiple of 64: bitsandbytes cannot repack other shapes for the kernel that stock's reward model uses
     "cpu": Size(layers=8, width=512, inner=1344, heads=8, kv_heads=8, vocabulary=32_000),
-    "8b": Size(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
+    "8b": Size(
+        **dict(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
+        **dict(prompts=32, grown=128, prompt_tokens=128, rollout_batch=32),
+    ),
     "tiny": Size(layers=2, width=64, inner=128, heads=4, kv_heads=2, vocabulary=2_000, updates=1, **LIGHT),
 }
 

@@ -14,8 +14,8 @@ def drawn(
     of such weights computes is finite. `device` is what `device_map` takes.
     """
     from accelerate import init_empty_weights
-    from bitsandbytes.nn import Params4bit
-    from transformers.quantizers import AutoHfQuantizer
+    from bitsandbytes.nn.modules import Params4bit
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     where = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     quantizer: Any = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
@@ -31,10 +31,10 @@ def drawn(
             if empty.ndim > 1:
                 values.normal_(std=config.initializer_range)
             if isinstance(empty, Params4bit):
-                made: Any = Params4bit(values, requires_grad=False, **vars(empty)).to(where)
+                packed: Any = Params4bit(values, requires_grad=False, **vars(empty))
+                setattr(module, own, packed.to(where))  # which is when it quantizes
             else:
-                made = torch.nn.Parameter(values, requires_grad=empty.requires_grad)
-            setattr(module, own, made)
+                setattr(module, own, torch.nn.Parameter(values, requires_grad=empty.requires_grad))
         for own, buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(own, buffer.to(where), persistent=own not in module._non_persistent_buffers_set)
     model.tie_weights()
