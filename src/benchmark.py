@@ -10,7 +10,8 @@ parts      fixed: time and memory of an update when every reply has the same len
            and 200,000 rows of 1,200 tokens, and of finding them again; stages: what each stage of zephyr-7b and tulu3-8b takes
            to prepare 50,000 rows, beside what src/plan.py says; export: logits and replies of each way out of a recipe's runs (src/export.py),
            and of two wrong ones, beside the run's, on asked= of its prompts;
-           gpu: everything in this list's spirit that a GPU should be asked while one is at hand, in the order of its worth and within minutes=;
+           gpu: every method in NF4 on an 8B shape with random weights, PPO beside stock and beside SFT, memory beside the plan, in the
+           order of their worth and within minutes=; without a GPU (size=tiny) a rehearsal of the same code;
            serve: 32 requests to src/serve.py one by one and at once (recipe=support, its finished stage ppo)
 size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU (parts=[gpu] takes it unless told
            otherwise); tiny: seconds, for a test.
