@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.benchmark.process import measurements
-from rlhf.benchmark.ratios import PARTS as COMPARED
 from rlhf.benchmark.ratios import ratios, tasks, warm
 from rlhf.benchmark.tables import table
 from rlhf.benchmark.workload import Size, Task, Workload, make
-from rlhf.errors import ConfigError, ResourceError, StageError
+from rlhf.errors import ConfigError, ResourceError
 from rlhf.output.tables import grid
 
 CHIP, KWISE, ROWS = "chip", "method.kwise=true", 4  # micro-batches of a size that a stage takes at once
@@ -92,14 +91,13 @@ def _take(report: dict[str, Any], size: Size, one: dict[str, Any]) -> None:
             f"{part:28s} {warm(one['seconds']):.2f} s, {one['above_weights_mb']:.0f} MB above the weights", flush=True
         )
         made = [Task(**found["task"]) for found in report["measurements"]]
-        for name in (name for name in COMPARED if name in ("fixed", "natural", "sft") and name not in report):
+        for name in ("fixed", "sft", "natural"):
             if set(tasks([name], size)) <= {replace(task, rollout_base="quantized") for task in made}:
                 report |= ratios([name], size, report["measurements"])
 
 
 def _tasks(size: Size) -> list[Task]:
-    found = [*tasks(["fixed"], size), *tasks(["sft"], size), *tasks(["natural"], size)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(task for part in ("fixed", "sft", "natural") for task in tasks([part], size)))
 
 
 def measure_parts(folder: Path, what: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -120,9 +118,9 @@ def measure_parts(folder: Path, what: dict[str, Any]) -> Iterator[dict[str, Any]
                 found = _measure(folder, size, part, known)
             slower = (time.monotonic() - began) / assumed
         except Exception as error:  # of any library: what comes after it may do
-            if part == CHIP or isinstance(error, StageError):
+            if part == CHIP:
                 raise
-            found = {"left_out": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
+            found = {"left_out": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"}
         _clear()
         if part == CHIP:
             gc.freeze()  # what libraries hold need not be looked through again
@@ -184,10 +182,12 @@ def _stage(work: Workload, part: str) -> dict[str, Any]:
 
 
 def _clear() -> None:
+    """Gives back what the last part held; raises where the GPU answers no more, and then another process goes on."""
     import torch
 
     gc.collect()
     torch.cuda.empty_cache()
+    torch.cuda.synchronize()
 
 
 COLUMNS = {
