@@ -1,7 +1,8 @@
 """The memory of a stage on one device, from its settings: the tensors that live at the moments at which most of them do.
 
 Each term was read from the code that keeps the tensor (transformers 5.23, PEFT 0.21, TRL 1.12, rlhf.ppo), and their sum is held
-against measured peaks (`python src/benchmark.py parts=[plan]`). What differs on a GPU follows from the dtypes alone.
+against measured peaks (`python src/benchmark.py parts=[plan]`). What differs on a GPU follows from the dtypes, and is held against bytes
+that are counted (`parts=[gpu]`, rlhf.benchmark.fake_gpu).
 """
 
 from dataclasses import dataclass
