@@ -25,36 +25,9 @@ _get = torch.Tensor.device.__get__  # type: ignore[attr-defined]
 _COPIES = {"aten::copy_", "aten::copy", "aten::_to_copy", "aten::set_"}
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 # what autocast of CUDA computes in fp32 and that of the CPU does not (torch.amp, "CUDA Ops that can autocast to float32")
-_IN_FP32 = set(
-    [
-        "__pow__",
-        "__rpow__",
-        "__rtruediv__",
-        "cross_entropy",
-        "cumprod",
-        "cumsum",
-        "exp",
-        "expm1",
-        "kl_div",
-        "layer_norm",
-        "log",
-        "log10",
-        "log1p",
-        "log2",
-        "log_softmax",
-        "mse_loss",
-        "nll_loss",
-        "norm",
-        "pow",
-        "prod",
-        "reciprocal",
-        "rsqrt",
-        "smooth_l1_loss",
-        "softmax",
-        "softplus",
-        "sum",
-    ]
-)
+_IN_FP32 = {"__pow__", "__rpow__", "__rtruediv__", "cross_entropy", "cumprod", "cumsum", "exp", "expm1", "kl_div", "layer_norm", "log",
+            "log10", "log1p", "log2", "log_softmax", "mse_loss", "nll_loss", "norm", "pow", "prod", "reciprocal", "rsqrt",
+            "smooth_l1_loss", "softmax", "softplus", "sum"}  # fmt: skip
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -153,7 +126,7 @@ class _Functions(TorchFunctionMode):
             return torch.device("cuda", args[0])
         if name in ("to", "cuda", "cpu") and args and isinstance(args[0], torch.Tensor):
             return self._move(name, args, kwargs)
-        if name in ("numpy", "__array__", "numpy_T") and card.has(args[0]):
+        if name in ("numpy", "__array__") and card.has(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
         if name == "get_device":
             return 0 if card.has(args[0]) else -1
@@ -171,9 +144,7 @@ class _Functions(TorchFunctionMode):
         if asked is not None and asked.type == "cuda" and kwargs.get("generator") is not None:
             raise RuntimeError(f"{name}: expected a 'cuda' device type for generator but found 'cpu'")
         before = self.operators.place
-        self.operators.place = (
-            HOST if asked is not None and asked.type != "cuda" else CARD if asked or of_card else HOST
-        )
+        self.operators.place = CARD if (of_card if asked is None else asked.type == "cuda") else HOST
         try:
             made = func(*args, **kwargs)
         finally:
@@ -206,7 +177,7 @@ class _Functions(TorchFunctionMode):
         held = self.card.has(tensor)
         if asked is not None and asked.type == "meta":
             return torch.Tensor.to(tensor, device=asked, dtype=dtype)
-        if asked is None or held == (asked.type == "cuda") or tensor.is_meta and asked is None:
+        if asked is None or held == (asked.type == "cuda"):
             return torch.Tensor.to(tensor, dtype=dtype, copy=bool(kwargs.get("copy")))
         moved = torch.Tensor.to(tensor, dtype=dtype, copy=True)
         (self.card.put if asked.type == "cuda" else self.card.drop)(moved)
@@ -280,9 +251,8 @@ def install() -> Card:
     torch.autograd.function.BackwardCFunction.apply = answered(torch.autograd.function.BackwardCFunction.apply)
     hooks: Any = torch.autograd.graph.saved_tensors_hooks
     begin = hooks.__init__
-    hooks.__init__ = lambda self, pack, unpack: begin(
-        self, answered(pack), answered(unpack)
-    )  # of a checkpoint: its forward, again
+    # of a checkpoint: unpacking computes its forward again
+    hooks.__init__ = lambda self, pack, unpack: begin(self, answered(pack), answered(unpack))
     return card
 
 
