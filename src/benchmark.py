@@ -10,14 +10,18 @@ parts      fixed: time and memory of an update when every reply has the same len
            and 200,000 rows of 1,200 tokens, and of finding them again; stages: what each stage of zephyr-7b and tulu3-8b takes
            to prepare 50,000 rows, beside what src/plan.py says; export: logits and replies of each way out of a recipe's runs (src/export.py),
            and of two wrong ones, beside the run's, on asked= of its prompts;
+           gpu: every method in NF4 on an 8B shape with random weights, PPO beside stock and beside SFT, memory beside the plan, in the
+           order of their worth and within minutes=; without a GPU (size=tiny) a rehearsal of the same code;
            serve: 32 requests to src/serve.py one by one and at once (recipe=support, its finished stage ppo)
-size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU; tiny: seconds, for a test.
+size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU (parts=[gpu] takes it unless told
+           otherwise); tiny: seconds, for a test.
            Any field of it can be set: layers=, width=, prompts=, grown=, reply_tokens=, epochs=, micro_batch=, updates=, ...
 device     auto, cpu or cuda
 rollout_base   dense (unless told otherwise) or quantized: we sample from a copy of the base dequantized once a rollout, or from its 4 bits
+minutes    gpu: what would end later is left out and named
 repeats    measurements of each contender, in alternation, each in a process of its own; medians are reported
 
-Prints the table and writes runs/benchmark/report.json (support.json, export-<recipe>.json, plan.json, data.json, rows.json, stages.json, serve.json); with page= also between that file's markers.
+Prints the table and writes runs/benchmark/report.json (support.json, export-<recipe>.json, plan.json, data.json, rows.json, stages.json, serve.json, gpu.json); with page= also between that file's markers.
 """
 
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -31,13 +35,14 @@ from rlhf.benchmark.workload import SIZES, Size
 @dataclass
 class Measured:
     # fmt: off
-    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "support", "plan", "data", "rows", "stages", "export", "serve"]] = (
+    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "support", "plan", "data", "rows", "stages", "export", "serve", "gpu"]] = (
         field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
     )
     # fmt: on
-    size: Literal["cpu", "8b", "tiny"] = "cpu"
+    size: Literal["cpu", "8b", "tiny"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rollout_base: Literal["dense", "quantized"] = "dense"
+    minutes: float = 9.0
     repeats: int = 3
     threads: int | None = None
     recipe: str = "support"
@@ -52,7 +57,11 @@ Arguments = make_dataclass("Arguments", [(one.name, int | None, None) for one in
 def size_of(own: Measured) -> Size:
     """The named size with the fields that were set."""
     changes = {one.name: value for one in fields(Size) if (value := getattr(own, one.name)) is not None}
-    return replace(SIZES[own.size], **changes)
+    return replace(SIZES[name_of(own)], **changes)
+
+
+def name_of(own: Measured) -> str:
+    return own.size or ("8b" if own.parts == ["gpu"] else "cpu")
 
 
 def main(own: Measured) -> None:
@@ -60,8 +69,9 @@ def main(own: Measured) -> None:
 
     benchmark(
         own.parts,
-        own.size,
+        name_of(own),
         size_of(own),
+        minutes=own.minutes,
         device=own.device,
         rollout_base=own.rollout_base,
         repeats=own.repeats,

@@ -126,7 +126,7 @@ def value_of(text: str, hint: Any) -> Any:
 
     Raises ConfigError. Whole numbers are counts and start at 1, a `Count` at 0.
     """
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kind = next(member for member in members if member is not type(None))
     if typing.get_origin(kind) is list:
         return [value_of(item.strip(), *typing.get_args(kind)) for item in text.strip("[]").split(",")]

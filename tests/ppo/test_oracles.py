@@ -233,3 +233,11 @@ def test_scorers_combine(workshop):
     wrong = FunctionScorer(lambda p, r, d: [1.0, 2.0], workshop.tokenizer)
     with pytest.raises(Refusal, match=r"returned scores of shape \(2,\) for 1 replies\n  fix: one number a reply"):
         wrong(prompts, replies, rows)
+
+
+def test_the_entropy_that_is_logged_is_computed_in_fp32_under_autocast():
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 3
+    table = torch.log_softmax(logits, -1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        entropy = logprobs.look(logits, table, logits.argmax(-1))[:, 0]
+    torch.testing.assert_close(entropy, -(table.exp() * table).sum(-1), rtol=1e-5, atol=0)

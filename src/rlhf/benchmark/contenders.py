@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -66,14 +67,16 @@ def stock(work: Workload, task: Task) -> Contender:
     args = ppo.PPOConfig(**_ppo_arguments(work, task), stop_token="eos" if task.replies == "natural" else None)
     rows = work.rows(task.prompts * task.updates, work.size.prompt_tokens)
     made = Contender(ppo.PPOTrainer(args, work.tokenizer(), policy, None, reward, rows, value, eval_dataset=rows))
-    made.phases["rollout"] = []
-    generate: Callable[..., Any] = ppo_trainer.batch_generation
+    rollout, lengths, ending = made.phases.setdefault("rollout", []), made.lengths, task.replies == "natural"
+    now_there: Any = ppo_trainer.batch_generation  # TRL's, or what an earlier contender of this process left
+    generate: Callable[..., Any] = getattr(now_there, "__wrapped__", now_there)
 
+    @wraps(generate)  # it holds lists and no trainer, whose weights would stay with it
     def generated(model: Any, queries: Any, *rest: Any) -> Any:
         began = now(work.device)
         found = generate(model, queries, *rest)
-        made.phases["rollout"].append(now(work.device) - began)
-        made.lengths.append(_lengths(found[0][:, queries.shape[1] :].tolist(), task.replies == "natural"))
+        rollout.append(now(work.device) - began)
+        lengths.append(_lengths(found[0][:, queries.shape[1] :].tolist(), ending))
         return found
 
     ppo_trainer.batch_generation = generated

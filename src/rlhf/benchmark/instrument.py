@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import gc
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 
 def now(device: str) -> float:
@@ -14,6 +16,30 @@ def now(device: str) -> float:
 
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def clocked(trainer: Any, device: str) -> tuple[list[float], list[float]]:
+    """Two lists that fill while it trains: the time, and the seconds that all threads have had, at the start and after each step."""
+    from transformers import TrainerCallback
+
+    clock: list[float] = []
+    # of all threads: what is left of a time when other processes want the same cores
+    processor: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.append(now(device))
+            processor.append(time.process_time())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.on_train_begin()
+
+    trainer.add_callback(Clock)
+    return clock, processor
+
+
+def differences(times: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)]
 
 
 class Memory:
@@ -60,14 +86,20 @@ def in_use(device: str) -> float:
 
 
 def matrix_rate(device: str) -> float:
-    """Teraflops a second of a large bf16 matrix product, the fastest of a few: what the chip can do here and now."""
+    """Teraflops a second of a large bf16 matrix product, the fastest of a few: what the chip can do here and now.
+
+    Wide enough to take a millisecond: 1024 on a CPU, 8192 on a GPU.
+    """
     import torch
 
-    width = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        began = now(device)
-        torch.mm(a, b)
-        best = max(best, 2 * width**3 / (now(device) - began) / 1e12)
-    return best
+    width, seconds = 512, 0.0
+    while seconds < 1e-3 and width < 8192:
+        width *= 2
+        a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
+        took = []
+        for _ in range(10):
+            began = now(device)
+            torch.mm(a, b)
+            took.append(now(device) - began)
+        seconds = min(took)
+    return 2 * width**3 / seconds / 1e12

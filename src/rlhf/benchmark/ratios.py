@@ -91,7 +91,7 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
     if "dpo" in parts:
         compared |= {work: [_pairs(work, who, size) for who in ("stock", "ours")] for work in WORKS}
     for name, (theirs, our) in compared.items():
-        pairs = [_warm(b["seconds"]) / _warm(a["seconds"]) for a, b in zip(pick(theirs), pick(our), strict=True)]
+        pairs = [warm(b["seconds"]) / warm(a["seconds"]) for a, b in zip(pick(theirs), pick(our), strict=True)]
         stock, ours = summary(pick(theirs), size), summary(pick(our), size)
         report[name] = {
             "time_ratio": ours["seconds"] / stock["seconds"],
@@ -127,13 +127,13 @@ def summary(found: Sequence[Measurement], size: Size) -> dict[str, Any]:
     """
     tokens = statistics.mean(statistics.mean(m["reply_tokens"]) for m in found)
     phases = {
-        name: statistics.median(_warm(m["phases"][name]) for m in found)
+        name: statistics.median(warm(m["phases"][name]) for m in found)
         for name in found[0]["phases"]
         if all(m["phases"][name] for m in found)
     }
     result: dict[str, Any] = {
-        "seconds": statistics.median(_warm(m["seconds"]) for m in found),
-        "processor_seconds": statistics.median(_warm(m["processor_seconds"]) for m in found),
+        "seconds": statistics.median(warm(m["seconds"]) for m in found),
+        "processor_seconds": statistics.median(warm(m["processor_seconds"]) for m in found),
         "phases": phases,
         **{key: statistics.median(m[key] for m in found) for key in MEMORY},
         "reply_tokens_mean": tokens,
@@ -150,5 +150,5 @@ def summary(found: Sequence[Measurement], size: Size) -> dict[str, Any]:
     return result
 
 
-def _warm(values: Sequence[float]) -> float:
+def warm(values: Sequence[float]) -> float:
     return statistics.median(values[1:] or values)

@@ -25,6 +25,7 @@ def benchmark(
     name: str,
     size: Size,
     *,
+    minutes: float,
     device: str,
     rollout_base: str,
     repeats: int,
@@ -41,6 +42,8 @@ def benchmark(
         why = "measures against TRL's own PPO, which the TRL that is installed has not; 1.12 is the last that has"
         raise Refusal("parts", element(against), why, fix="python -m pip install trl==1.12.0")
     folder = root / "benchmark"
+    if "gpu" in parts:
+        _rehearse(folder, size, minutes, threads, page)
     measured = [part for part in parts if part in PARTS]
     if measured:
         report = compare(measured, size, device=device, repeats=repeats, threads=threads, rollout_base=rollout_base)
@@ -80,11 +83,31 @@ def benchmark(
         _publish(folder / "support.json", found, support_table(found), page, recipe)
 
 
+def _rehearse(folder: Path, size: Size, minutes: float, threads: int | None, page: Path | None) -> None:
+    import torch
+
+    from rlhf.benchmark.gpu import gpu_table, rehearse
+
+    if not (there := torch.cuda.is_available()) and page is not None:
+        why = "takes what was measured on a GPU, and there is none here: this would be a rehearsal"
+        raise Refusal("page", page, why, fix="page=null")
+
+    def tell(report: dict[str, Any]) -> None:
+        _write(folder / "gpu.json", report, gpu_table(report), page, "gpu")
+
+    report = rehearse(size, minutes=minutes, there=there, threads=threads, tell=tell)
+    _publish(folder / "gpu.json", report, gpu_table(report), page, "gpu")
+
+
 def _publish(file: Path, report: dict[str, Any], shown: str, page: Path | None, mark: str) -> None:
+    _write(file, report, shown, page, mark)
+    print(f"\n{shown}\n\nreport   {file}", flush=True)
+
+
+def _write(file: Path, report: dict[str, Any], shown: str, page: Path | None, mark: str) -> None:
     report |= provenance.provenance()
     report["machine"]["memory_gb"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(file, report)
-    print(f"\n{shown}\n\nreport   {file}", flush=True)
     if page is not None:
         between_markers(page, mark, f"{shown}\n\n{origin(report)}")

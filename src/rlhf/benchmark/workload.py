@@ -51,28 +51,53 @@ class Size:
         attention = 2 * self.width * self.width * (1 + self.kv_heads / self.heads)
         return round(self.layers * (attention + 3 * self.width * self.inner))
 
+    @property
+    def init(self) -> dict[str, Any]:
+        """The base's sizes in the words of config.json, as `model.init` takes them."""
+        return {
+            "model_type": "llama",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "max_position_embeddings": 4 * (self.prompt_tokens + self.reply_tokens),
+            "tie_word_embeddings": True,
+        }
+
+    def config(self) -> Any:
+        from transformers import LlamaConfig
+
+        sizes = {name: value for name, value in self.init.items() if name != "model_type"}
+        return LlamaConfig(**sizes, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
+
 
 LIGHT = dict(rank=4, prompts=8, grown=32, prompt_tokens=8, reply_tokens=24, epochs=2, micro_batch=2, rollout_batch=8)
 SIZES = {
     # inner is a multiple of 64: bitsandbytes cannot repack other shapes for the kernel that stock's reward model uses
     "cpu": Size(layers=8, width=512, inner=1344, heads=8, kv_heads=8, vocabulary=32_000),
-    "8b": Size(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
+    "8b": Size(
+        **dict(layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256),
+        **dict(prompts=32, grown=128, prompt_tokens=128, rollout_batch=32),
+    ),
     "tiny": Size(layers=2, width=64, inner=128, heads=4, kv_heads=2, vocabulary=2_000, updates=1, **LIGHT),
 }
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A folder with the weights, and the size they were made for."""
+    """A folder with the weights, and the size they were made for; or without those of the base, which are `drawn` at each load."""
 
     folder: Path
     size: Size
     device: str
+    drawn: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "Workload":
         stored = json.loads((folder / "workload.json").read_text())
-        return cls(folder, Size(**stored["size"]), stored["device"])
+        return cls(folder, Size(**stored["size"]), stored["device"], stored["drawn"])
 
     def tokenizer(self) -> Any:
         from tokenizers import Tokenizer, models
@@ -99,6 +124,19 @@ class Workload:
         reply lengths are then geometric, whoever samples.
         """
         import torch
+
+        model = self._base(reward)
+        if reward:
+            return model
+        head: Any = model.lm_head
+        bias = torch.zeros(self.size.vocabulary, dtype=torch.bfloat16, device=head.weight.device)
+        bias[PAD] = -1e4
+        bias[EOS] = json.loads((self.folder / "workload.json").read_text())["eos_logit"]
+        head.bias = torch.nn.Parameter(bias, requires_grad=False)
+        return model
+
+    def _base(self, reward: bool) -> Any:
+        import torch
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
         nf4 = BitsAndBytesConfig(
@@ -108,48 +146,44 @@ class Workload:
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=["lm_head", "score"],
         )
-        options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": nf4}
-        if self.device == "cuda":
-            options["device_map"] = {"": 0}
-        if reward:
-            return AutoModelForSequenceClassification.from_pretrained(self.folder / "base", num_labels=1, **options)
-        model = AutoModelForCausalLM.from_pretrained(self.folder / "base", **options)
-        head: Any = model.lm_head
-        bias = torch.zeros(self.size.vocabulary, dtype=torch.bfloat16, device=head.weight.device)
-        bias[PAD] = -1e4
-        bias[EOS] = json.loads((self.folder / "workload.json").read_text())["eos_logit"]
-        head.bias = torch.nn.Parameter(bias, requires_grad=False)
+        kind: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+        labels = {"num_labels": 1} if reward else {}
+        device = 0 if self.device == "cuda" else "cpu"  # without it bitsandbytes takes a GPU that it sees
+        if not self.drawn:
+            options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
+            return kind.from_pretrained(self.folder / "base", **options, **labels)
+        from rlhf.models.drawn import drawn
+
+        torch.manual_seed(0)
+        config = self.size.config()
+        config.update(labels)
+        model = drawn(kind, config, nf4, dtype=torch.bfloat16, device=device)
+        model.get_input_embeddings().weight.data[EOS] = 0
         return model
 
 
-def make(folder: Path, size: Size, device: str) -> Workload:
-    """Writes base, SFT adapter and reward adapter with random weights; both adapters change what the base computes."""
+def make(folder: Path, size: Size, device: str, drawn: bool = False) -> Workload:
+    """Writes base, SFT adapter and reward adapter with random weights; both adapters change what the base computes. A base that is
+    `drawn` is not written.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=4 * (size.prompt_tokens + size.reply_tokens),
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    with torch.device(device):
-        base: Any = LlamaForCausalLM(config)
-    base.to(torch.bfloat16)
-    with torch.no_grad():
-        base.model.embed_tokens.weight[EOS] = 0  # its logit is then the bias alone, whatever came before
-    base.save_pretrained(folder / "base")
-    stored = {"size": asdict(size), "device": device, "eos_logit": _eos_logit(base, size)}
+    work = Workload(folder, size, device, drawn)
+    if drawn:
+        folder.mkdir(parents=True, exist_ok=True)
+        base: Any = work._base(reward=False)
+    else:
+        torch.manual_seed(0)
+        with torch.device(device):
+            base = LlamaForCausalLM(size.config())
+        base.to(torch.bfloat16)
+        with torch.no_grad():
+            base.model.embed_tokens.weight[EOS] = 0  # its logit is then the bias alone, whatever came before
+        base.save_pretrained(folder / "base")
+    stored = {"size": asdict(size), "device": device, "drawn": drawn, "eos_logit": _eos_logit(base, size)}
     (folder / "workload.json").write_text(json.dumps(stored))
 
     lora = LoraConfig(r=size.rank, lora_alpha=2 * size.rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -166,7 +200,7 @@ def make(folder: Path, size: Size, device: str) -> Workload:
     save_file(weights, stored_weights, metadata={"format": "pt"})
     adapter = json.loads(stored_config.read_text()) | {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     stored_config.write_text(json.dumps(adapter))
-    return Workload(folder, size, device)
+    return work
 
 
 def _eos_logit(base: Any, size: Size) -> float:

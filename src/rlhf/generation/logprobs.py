@@ -30,7 +30,8 @@ def chunk_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
 
 def look(logits: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """Entropy in nats, mean logit, and whether the target is the likeliest: `[N, V]` logits, their log-softmax, `[N]` -> `[N, 3]`."""
-    entropy = -torch.einsum("nv,nv->n", table.exp(), table)
+    with torch.autocast(table.device.type, enabled=False):  # which would multiply copies in bf16
+        entropy = -torch.einsum("nv,nv->n", table.exp(), table)
     return torch.stack([entropy, logits.mean(-1), (logits.argmax(-1) == targets).float()], -1)
 
 

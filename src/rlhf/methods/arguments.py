@@ -98,7 +98,10 @@ def training_arguments(stage: Stage, evaluates: bool = False, **computed: Any) -
         placed["total_episodes"] = stage.debug.max_steps * stage.batch_size
     placed = {key: value for key, value in placed.items() if key in known}
     try:
-        return cls(**(defaults | settings | placed | computed))
+        args = cls(**(defaults | settings | placed | computed))
+        if args.n_gpu > 1:  # one process would give each GPU that it sees a batch of its own
+            args._n_gpu = 1
+        return args
     except Exception as error:  # it only holds values, so what it raises is about them
         name, reason = f"{cls.__module__.split('.')[0]}.{cls.__name__}", str(error).partition("\n")[0]
         why = f"refused by {name}: {reason or type(error).__name__}"

@@ -64,7 +64,13 @@ def _from_scratch(stage: Stage, tokenizer: Any, reward: bool) -> tuple[Any, bool
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     kind, labels = _kind(reward)
     config = AutoConfig.for_model(str(stage.model.init["model_type"]), **sizes, **special, **labels)
-    return kind.from_config(config, attn_implementation=stage.model.attention), True
+    if (quantization := quantization_config(stage)) is None:
+        return kind.from_config(config, attn_implementation=stage.model.attention), True
+    from rlhf.models.drawn import drawn
+
+    place, attention = placement(stage), stage.model.attention  # what measurements train; settings refuse it
+    where = place["device_map"][""]
+    return drawn(kind, config, quantization, dtype=place["dtype"], device=where, attention=attention), True
 
 
 def _loaded(stage: Stage, source: str, reward: bool) -> tuple[Any, bool]:
@@ -200,10 +206,12 @@ def _kind(reward: bool) -> tuple[Any, dict[str, Any]]:
 def placement(stage: Stage) -> dict[str, Any]:
     """Where the weights of a stage lie, and how: what every `from_pretrained` is told."""
     on_gpu, frozen = stage.hardware.device == "cuda", stage.adapter.name != "none"
+    quantization = quantization_config(stage)
+    on_cpu = {"": "cpu"} if quantization else None  # or it puts quantized weights on a GPU that it sees
     return {
         "dtype": torch.bfloat16 if on_gpu and stage.hardware.precision == "bf16" and frozen else torch.float32,
-        "quantization_config": quantization_config(stage),
-        "device_map": {"": 0} if on_gpu else None,  # a process sees one GPU (rlhf.parallel.ranks)
+        "quantization_config": quantization,
+        "device_map": {"": 0} if on_gpu else on_cpu,  # a process sees one GPU (rlhf.parallel.ranks)
         "use_safetensors": True,
     }
 

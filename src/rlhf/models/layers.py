@@ -105,7 +105,9 @@ def _low_rank_sum(x: Tensor, down: Tensor, up: Tensor, scaling: float, base: nn.
     """The layer's output and A x, `[N, rank]`."""
     y = base(x)
     low = x.flatten(0, -2).mm(down.to(x.dtype).t())
-    y.flatten(0, -2).addmm_(low, up.to(x.dtype).t(), alpha=scaling)  # y is new and contiguous: this writes into it
+    y.view(-1, y.shape[-1]).addmm_(
+        low, up.to(x.dtype).t(), alpha=scaling
+    )  # y is new and contiguous: this writes into it
     return y, low
 
 

@@ -1,7 +1,8 @@
 """The memory of a stage on one device, from its settings: the tensors that live at the moments at which most of them do.
 
 Each term was read from the code that keeps the tensor (transformers 5.23, PEFT 0.21, TRL 1.12 and 1.16, rlhf.ppo), and their sum is held
-against measured peaks (`python src/benchmark.py parts=[plan]`). What differs on a GPU follows from the dtypes alone.
+against measured peaks (`python src/benchmark.py parts=[plan]`). What differs on a GPU follows from the dtypes, and is held against bytes
+that are counted (`parts=[gpu]`, rlhf.benchmark.fake_gpu).
 """
 
 from dataclasses import dataclass
@@ -185,9 +186,9 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
         rest = 29 * tile if work.low == 4 else max(29 * tile, 4 * (tile + shape.hidden)) + 2 * shape.hidden
         return ids * (work.low * tile + rest) + slope
     if method.chunked and argument(stage, "loss_type") == method.defaults["loss_type"]:
-        # sft_trainer:101: logits, log-softmax, its exponential, the product; in bf16 copies of the matrix in both dtypes
-        copies = 0 if work.low == 4 else 2 if work.stream == 4 else 6
-        return 16 * min(TILE, work.tokens) * vocabulary + copies * matrix
+        # sft_trainer:101: logits, log-softmax, its exponential, the product; or before them a copy of the matrix in fp32, and of that in bf16
+        held = min(TILE, work.tokens) * vocabulary
+        return 16 * held if work.low == 4 else max(6 * matrix if work.stream == 2 else 0, 2 * matrix + 14 * held)
     # all logits, again for log-softmax or the reference, and without the last token for the entropies, which take more rows
     once = argument(stage, "precompute_ref_log_probs")
     tokens = (2 if once else 3) * work.tokens - work.rows + (3 if work.low == 4 else 4) * ENTROPY_CHUNK
