@@ -113,6 +113,7 @@ def _door(command: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in sys.modules if name.partition(".")[0] == "rlhf"]:
         del sys.modules[name]
+    sys.modules["hydra"].core.global_hydra.GlobalHydra.instance().clear()  # of the stage whose rank this is
     sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
     code = 0
     try:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlhf.config import GROUPS, REPO, Launcher, Stage, grouped, hint, options, to_stage, typed
+from rlhf.config import GROUPS, REPO, Launcher, Stage, grouped, hint, options, split_batch, to_stage, typed
 from rlhf.errors import ConfigError, Elsewhere, GuardStop, Preempted, Refusal, ResourceError, StageError, nearest
 from rlhf.parallel import ranks
 from rlhf.process import end_on_sigterm
@@ -233,6 +233,7 @@ def _run_ranks(stage: Stage, words: list[str]) -> int:
     from rlhf.runs import record
 
     check_settings(stage)
+    split_batch(stage)
     record.may_resume(stage)
     return start(stage.hardware.devices, [sys.executable, str(REPO / "src/train.py"), *words])
 

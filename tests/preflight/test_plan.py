@@ -98,7 +98,6 @@ def test_the_door_says_what_to_change_and_leaves_with_5(door):
         (["batch_size=30", "hardware.micro_batch_size=4"], 2, "batch_size=28 or batch_size=32"),
         (["modle=support"], 2, "did you mean model"),
         (["recipes=support/sft", "dataset=local_demonstrations", "dataset.path=my.jsonl"], 3, "no such file"),
-        (["recipes=support/ppo", "hardware=gpu_8x80gb"], 2, "fix: hardware.devices=1"),
     ],
 )
 def test_what_cannot_run_is_refused(door, overrides, code, message):

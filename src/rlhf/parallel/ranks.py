@@ -6,6 +6,7 @@ no DistributedDataParallel, which wants one backward pass a step, equal counts o
 libraries are never told: to each trainer its process is alone. A process without others pays nothing for any of this.
 """
 
+import atexit
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -82,7 +83,7 @@ def meet(devices: int, on_gpu: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
     if count != devices:
         fix = f"hardware.devices={count}, or python src/train.py without a launcher, which starts {devices} itself"
-        what = f"{count} process{'' if count == 1 else 'es were'}{' was' if count == 1 else ''} started"
+        what = f"{count} process{' was' if count == 1 else 'es were'} started"
         raise ConfigError(f"hardware.devices={devices}, but {what}\n  fix: {fix}")
     if count > 1:
         import torch.distributed as dist
@@ -98,6 +99,7 @@ def meet(devices: int, on_gpu: bool) -> None:
             raise ConfigError(
                 f"rank {number} of {count} can't meet the others at {place}: {why}\n  fix: {fix}"
             ) from error
+        atexit.register(dist.destroy_process_group)  # while its threads can still be ended
         _here.rank, _here.size = number, count
     names = {name for launcher in (LAUNCHERS[0], *LAUNCHERS[2:]) for name in launcher}
     for name in [*names, *(name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")))]:

@@ -69,15 +69,18 @@ def _send(running: Sequence[subprocess.Popen[Any]], number: signal.Signals) -> N
 
 
 def _wait(running: Sequence[subprocess.Popen[Any]]) -> list[int]:
-    """The exit codes; after the first failure the others get their time, a SIGTERM, time again, and a SIGKILL."""
-    failed, steps = None, [(2 * PATIENCE, signal.SIGKILL), (PATIENCE, signal.SIGTERM)]
+    """The exit codes; after the first failure the others get their time, a SIGTERM, time again, and a SIGKILL, and their own codes
+    say nothing any more."""
+    failed, ours = None, set[int]()
+    steps = [(2 * PATIENCE, signal.SIGKILL), (PATIENCE, signal.SIGTERM)]
     while any(child.poll() is None for child in running):
         time.sleep(0.05)
         if failed is None and any(child.poll() for child in running):
             failed = time.monotonic()
         if failed is not None and steps and time.monotonic() - failed > steps[-1][0]:
+            ours |= {number for number, child in enumerate(running) if child.poll() is None}
             _send(running, steps.pop()[1])
-    return [child.wait() for child in running]
+    return [Elsewhere.unheard if number in ours else child.wait() for number, child in enumerate(running)]
 
 
 def _outcome(codes: Sequence[int], errors: Sequence[IO[bytes] | None], asked: bool) -> int:
