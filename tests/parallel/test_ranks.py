@@ -44,7 +44,7 @@ def test_what_launchers_say_is_read(environment, told, found):
 @pytest.mark.parametrize("size", [1, 3])
 def test_another_number_of_processes_is_refused(environment, size):
     environment(RANK=0, WORLD_SIZE=size, LOCAL_RANK=0)
-    with pytest.raises(ConfigError, match=rf"hardware.devices=2, but {size} process.*\n  fix: hardware.devices={size}"):
+    with pytest.raises(ConfigError, match=rf"hardware.devices=2, but {size} w.*\n  fix: hardware.devices={size}"):
         ranks.meet(2, on_gpu=False)
 
 

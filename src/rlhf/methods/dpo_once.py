@@ -173,7 +173,7 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         key = store.key(hash_module(weights), self.accelerator.mixed_precision, found)
         file = store.cache() / f"reference-{key}.npy"
         if ranks.from_main(file.is_file()):
-            flat = ranks.from_main(None if ranks.rank() else np.load(file, allow_pickle=False).tolist())
+            flat: Any = ranks.from_main(None if ranks.rank() else np.load(file, allow_pickle=False).tolist())
         else:
             pieces = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
             scored = ranks.gather([self._scores(piece) for piece in ranks.share(pieces)])

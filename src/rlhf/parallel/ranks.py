@@ -83,7 +83,7 @@ def meet(devices: int, on_gpu: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place
     if count != devices:
         fix = f"hardware.devices={count}, or python src/train.py without a launcher, which starts {devices} itself"
-        what = f"{count} process{' was' if count == 1 else 'es were'} started"
+        what = f"{count} {'was' if count == 1 else 'were'} started by the launcher"
         raise ConfigError(f"hardware.devices={devices}, but {what}\n  fix: {fix}")
     if count > 1:
         import torch.distributed as dist

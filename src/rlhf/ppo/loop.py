@@ -202,7 +202,7 @@ class Loop:
                 for minibatch in minibatches(batches, args.num_mini_batches, generator):
                     self.optimizer.zero_grad(set_to_none=True)
                     if update > args.value_warmup_updates:
-                        terms = backward(self.policy, minibatch, policy_loss, objective.PolicyTerms)
+                        terms = backward(self.policy, minibatch, policy_loss)
                         norm = clip_gradients(policy_parameters, args.max_grad_norm)
                         require_finite(update, {"loss/policy_avg": terms.loss, "policy/grad_norm": norm})
                         stats.policy.append(terms)
@@ -211,7 +211,7 @@ class Loop:
                             stats.stopped_early = True
                             self.optimizer.zero_grad(set_to_none=True)
                             return stats
-                    terms = backward(self.value, minibatch, value_loss, objective.ValueTerms, args.vf_coef)
+                    terms = backward(self.value, minibatch, value_loss, args.vf_coef)
                     norm = clip_gradients(value_parameters, args.max_grad_norm)
                     require_finite(update, {"loss/value_avg": terms.loss, "value/grad_norm": norm})
                     stats.value.append(terms)

@@ -173,8 +173,8 @@ class PPOTrainer(BaseTrainer):
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         start, first, losses = time.time(), self.state.episode, []
         for role in (self.policy, self.value):
-            for _, parameter in role.trainable():
-                ranks.same(parameter.data)
+            for pair in role.trainable():
+                ranks.same(pair[1].data)
         with self._checkpointing():
             while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
                 update = self.state.global_step + 1

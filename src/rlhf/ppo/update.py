@@ -71,18 +71,15 @@ def minibatches(batches: Sequence[MicroBatch], count: int, generator: torch.Gene
 
 
 def backward(
-    role: Role,
-    minibatch: Sequence[MicroBatch],
-    terms_of: Callable[[MicroBatch], Terms],
-    kind: type[Terms],
-    coefficient: float = 1.0,
+    role: Role, minibatch: Sequence[MicroBatch], terms_of: Callable[[MicroBatch], Terms], coefficient: float = 1.0
 ) -> Terms:
     """Accumulates the role's gradient of `coefficient` times the loss of one minibatch, a mean over its tokens; each rank computes its
     share of the micro-batches.
 
     Returns the terms of the minibatch from those of its micro-batches: sums become means; of a `_max`, the largest.
     """
-    tokens, names = sum(batch.tokens for batch in minibatch), [field.name for field in fields(kind)]
+    kind: Any = PolicyTerms if role.head is None else ValueTerms
+    tokens, names = sum(batch.tokens for batch in minibatch), [one.name for one in fields(kind)]
     table = torch.zeros(len(minibatch), len(names), device=role.device)
     with role.active():
         for row, batch in ranks.share(list(enumerate(minibatch))):
