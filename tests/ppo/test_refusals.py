@@ -34,7 +34,7 @@ OPTIONS = {
         "stop_token": "eos",
         "stop_token_id": 3,
     },
-    "fsdp=full_shard: shards over several processes, and this trainer runs on one device\n  fix: fsdp=null": {
+    "fsdp=full_shard: shards weights, which this trainer does not\n  fix: fsdp=null": {
         "fsdp": "full_shard"
     },
 }
@@ -115,8 +115,8 @@ def test_all_problems_of_the_arguments_come_at_once_under_their_long_keys(worksh
         "method.args.kl_estimator=k3: in the reward its gradient is biased (arXiv:2512.21852); it is logged as "
         "objective/kl_k3",
         "  fix: method.args.kl_estimator=k1",
-        "WORLD_SIZE=2: this trainer runs on one device",
-        "  fix: start one process",
+        "WORLD_SIZE=2: a launcher has started several processes, which haven't met",
+        "  fix: python src/train.py, or rlhf.parallel.ranks.meet first",
     ]
 
 
