@@ -185,5 +185,6 @@ def test_the_door_offers_every_size_part_and_field():
         "export",
         "serve",
         "gpu",
+        "processes",
     )
     assert {field.name for field in fields(Size)} < set(own)

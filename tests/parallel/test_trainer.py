@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.faults.tiny import TINY, VARYING, settings
+from rlhf.benchmark.processes import distance
+from tests.faults.tiny import TINY, settings
 
 KTO = ("method=kto", "dataset=support_thumbs", "run.recipe=support")
 ROWS = ("batch_size=4", "hardware.micro_batch_size=1", "dataset.options.train=14", "logging.steps=1")  # 14 = 3 * 4 + 2
@@ -42,19 +42,6 @@ def run(door, *words: str) -> str:
     done = door("train.py", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def distance(one: Path, other: Path) -> tuple[float, float]:
-    """The largest difference of what was logged, relative from 1 on, and of the weights."""
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
-    told = 0.0
-    for mine, theirs in zip(*lines, strict=True):
-        assert mine.keys() == theirs.keys()
-        keys = [key for key in mine if key not in ("eps", "epoch") and not any(part in key for part in VARYING)]
-        told = max([told, *(abs(mine[key] - theirs[key]) / max(1, abs(mine[key])) for key in keys)])
-    files = [path.relative_to(one) for path in (one / "final").rglob("*.safetensors")]
-    pairs = [(load_file(one / file), load_file(other / file)) for file in files]
-    return told, max(float((a[key] - b[key]).abs().max()) for a, b in pairs for key in a)
 
 
 @pytest.mark.parametrize("name", STAGES)

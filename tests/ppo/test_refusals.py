@@ -34,9 +34,7 @@ OPTIONS = {
         "stop_token": "eos",
         "stop_token_id": 3,
     },
-    "fsdp=full_shard: shards weights, which this trainer does not\n  fix: fsdp=null": {
-        "fsdp": "full_shard"
-    },
+    "fsdp=full_shard: shards weights, which this trainer does not\n  fix: fsdp=null": {"fsdp": "full_shard"},
 }
 
 

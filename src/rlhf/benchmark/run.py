@@ -74,6 +74,11 @@ def benchmark(
 
         found = measure_serving(root, f"{recipe}/ppo", repeats)
         _publish(folder / "serve.json", found, serving_table(found), page, "serve")
+    if "processes" in parts:
+        from rlhf.benchmark.processes import compare_processes, processes_table
+
+        found = compare_processes(repeats)
+        _publish(folder / "processes.json", found, processes_table(found), page, "processes")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet
