@@ -100,6 +100,8 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
     vocabulary is put in afterwards.
     """
 
+    means: tuple[float, float] | None = None  # pairs and chosen tokens of a micro-batch, in the mean over its batch
+
     def __init__(self, model: Any, reference: Any, args: Any, collator: Any, *rows: Any, **named: Any) -> None:
         peft, base, adapter = unwrap(model)
         policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
@@ -134,7 +136,7 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
         loss = super()._compute_loss(lambda **_: outputs, pairs, False)
         trained: Any = self.model
         if (
-            trained.training and "sft" in self.loss_types
+            self.means and trained.training and "sft" in self.loss_types
         ):  # a mean over tokens: each token of the batch counts once, as each pair does
             chosen = slice(0, len(ours) // 2)
             tokens, pairs = mask[chosen].sum() / self.means[1], self.units(inputs) / self.means[0]

@@ -250,7 +250,7 @@ def add_gradients(parameters: Sequence[Any]) -> None:
 def _add(gradients: Sequence[Any]) -> None:
     import torch
 
-    if len(gradients) == 1:
+    if len(gradients) == 1 and gradients[0].is_contiguous() and gradients[0].dtype == torch.float32:
         total(gradients[0])
         return
     flat = total(torch.cat([gradient.float().flatten() for gradient in gradients]))

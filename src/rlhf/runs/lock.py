@@ -45,8 +45,11 @@ def hold(folder: Path, command: str) -> None:
 
 
 def held(folder: Path) -> str:
-    """What is written beside a folder about who owns it; empty where nobody does."""
+    """What is written beside a folder about who owns it; empty where nobody does. An owner asks the handle that it has: closing
+    another of the same file would give up the lock."""
     file = folder.absolute().with_name(f".lock-{folder.name}")
+    if file in _held:
+        return os.pread(_held[file][0], 2**16, 0).decode()
     return file.read_text() if file.is_file() else ""
 
 
