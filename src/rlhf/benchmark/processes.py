@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ STAGES = {
     "sft, all weights": ("recipe=support/sft", *WHOLE),
     "reward, pairs": ("recipe=support/reward", "method.kwise=false"),
     "reward, K-wise": ("recipe=support/reward", "method.kwise=true"),
-    "dpo": ("recipe=support/dpo",),
-    "dpo [sigmoid, sft]": ("recipe=support/dpo", "method.args.loss_type=[sigmoid,sft]"),
+    "dpo [sigmoid]": ("recipe=support/dpo", "method.args.loss_type=[sigmoid]", "method.args.loss_weights=[1.0]"),
+    "dpo [sigmoid, sft]": ("recipe=support/dpo",),
     "kto": ("method=kto", "dataset=support_thumbs", "run.recipe=support"),
     "ppo": PPO,
 }
@@ -41,7 +42,9 @@ def compare_processes(repeats: int) -> dict[str, Any]:
         found: dict[str, Any] = {"methods": {}}
         for name, settings in STAGES.items():
             runs = {
-                count: _train(root, f"{name.replace(' ', '-')}-{count}", *settings, *SMOKE, *BATCH, devices=count)
+                count: _train(
+                    root, f"{re.sub(r'[^a-zA-Z]+', '-', name)}-{count}", *settings, *SMOKE, *BATCH, devices=count
+                )
                 for count in ((1, 2, 4) if name == "ppo" else (1, 2))
             }
             for count, run in list(runs.items())[1:]:
@@ -83,13 +86,8 @@ def distance(one: Path, other: Path) -> tuple[float, float]:
 
 def _speed(root: Path, repeats: int) -> dict[str, Any]:
     """Seconds of rollout, scoring and steps of an update after the first, in alternation; medians."""
-    sizes = ("debug=smoke", "debug.max_steps=4", "debug.reply_tokens=null", "evaluation.prompts=0", "logging.steps=1")
-    sizes += (
-        "batch_size=32",
-        "hardware.micro_batch_size=8",
-        "dataset.options.train=60",
-        "method.args.eval_strategy=no",
-    )
+    sizes = ("debug=smoke", "debug.rows=64", "debug.max_steps=4", "debug.reply_tokens=null", "evaluation.prompts=0")
+    sizes += ("logging.steps=1", "batch_size=32", "hardware.micro_batch_size=8", "method.args.eval_strategy=no")
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for repeat in range(repeats):
         for devices, times in seconds.items():
