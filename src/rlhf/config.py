@@ -126,6 +126,7 @@ class Hardware:
     micro_batch_size: int = MISSING
     precision: str = MISSING
     gradient_checkpointing: bool = MISSING
+    sharding: str = "none"  # as for Debug.reply_tokens
 
 
 @dataclass

@@ -22,6 +22,7 @@ PPO += ("method.args.reward_normalization=running", "method.args.kl_target=6.0",
 STAGES = {
     "sft": ("recipe=support/sft",),
     "sft, all weights": ("recipe=support/sft", *WHOLE),
+    "sft, sharded": ("recipe=support/sft", *WHOLE),
     "reward, pairs": ("recipe=support/reward", "method.kwise=false"),
     "reward, K-wise": ("recipe=support/reward", "method.kwise=true"),
     "dpo [sigmoid]": ("recipe=support/dpo", "method.args.loss_type=[sigmoid]", "method.args.loss_weights=[1.0]"),
@@ -43,7 +44,13 @@ def compare_processes(repeats: int) -> dict[str, Any]:
         for name, settings in STAGES.items():
             runs = {
                 count: _train(
-                    root, f"{re.sub(r'[^a-zA-Z]+', '-', name)}-{count}", *settings, *SMOKE, *BATCH, devices=count
+                    root,
+                    f"{re.sub(r'[^a-zA-Z]+', '-', name)}-{count}",
+                    *settings,
+                    *SMOKE,
+                    *BATCH,
+                    *(["hardware.sharding=fsdp2"] if "sharded" in name and count > 1 else []),
+                    devices=count,
                 )
                 for count in ((1, 2, 4) if name == "ppo" else (1, 2))
             }

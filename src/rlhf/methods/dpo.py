@@ -14,7 +14,7 @@ from rlhf.generation.rankings import grouped
 from rlhf.methods.arguments import training_arguments
 from rlhf.methods.dpo_once import trainer
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
-from rlhf.models.base import load_base
+from rlhf.models.base import load_base, load_whole
 
 
 def build(stage: Stage, tokenizer: Any, data: Prepared) -> DPOTrainer:
@@ -25,7 +25,7 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> DPOTrainer:
     args = training_arguments(stage, data.eval is not None, max_length=None)
     reference = None
     if stage.adapter.name == "none":
-        model, reference = (load_base(stage, tokenizer, path=stage.method.start_from) for _ in range(2))
+        model, reference = (load_whole(stage, tokenizer) for _ in range(2))
     else:
         model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
     train, held_out = data.train, data.eval

@@ -27,6 +27,7 @@ from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
 from rlhf.parallel import ranks
+from rlhf.parallel.sharding import gathered, is_sharded
 from rlhf.parallel.trainer import WholeBatch
 
 
@@ -172,13 +173,15 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
             return dataset  # asked beside the policy
         found: list[Any] = list(dataset) if "replies" in dataset.column_names else grouped(dataset)
         weights: Any = self.roles[1].model if self.ref_model else self.model
-        key = store.key(hash_module(weights), self.accelerator.mixed_precision, found)
+        with gathered(weights):  # which others hold parts of
+            key = ranks.from_main(store.key(hash_module(weights), self.accelerator.mixed_precision, found))
         file = store.cache() / f"reference-{key}.npy"
         if ranks.from_main(file.is_file()):
             flat: Any = ranks.from_main(None if ranks.rank() else np.load(file, allow_pickle=False).tolist())
         else:
             pieces = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
-            scored = ranks.gather([self._scores(piece) for piece in ranks.share(pieces)])
+            uneven = -len(pieces) % ranks.size() if is_sharded(weights) else 0  # all ranks gather its layers together
+            scored = ranks.gather([self._scores(piece) for piece in ranks.share(pieces + pieces[:1] * uneven)])
             flat = [
                 value for place in range(len(pieces)) for value in scored[place % len(scored)][place // len(scored)]
             ]

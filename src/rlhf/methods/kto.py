@@ -13,7 +13,7 @@ from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
-from rlhf.models.base import load_base
+from rlhf.models.base import load_base, load_whole
 from rlhf.parallel.trainer import WholeBatch
 
 
@@ -54,7 +54,7 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> KTOTrainer:
     args = training_arguments(stage, data.eval is not None, max_length=None)
     reference = None
     if stage.adapter.name == "none":
-        model, reference = (load_base(stage, tokenizer, path=stage.method.start_from) for _ in range(2))
+        model, reference = (load_whole(stage, tokenizer) for _ in range(2))
     else:
         model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
     with trainable_kept_in_fp32(model):

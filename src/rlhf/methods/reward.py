@@ -17,7 +17,7 @@ from rlhf.generation.batches import seen
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
-from rlhf.models.base import load_base
+from rlhf.models.base import load_base, load_whole
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
 from rlhf.parallel.trainer import WholeBatch
@@ -27,7 +27,7 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
     """A trainer that starts from the SFT weights with a new fp32 head."""
     args = training_arguments(stage, data.eval is not None, max_length=None)
     if stage.adapter.name == "none":
-        model = load_base(stage, tokenizer, path=stage.method.start_from, reward=True)
+        model = load_whole(stage, tokenizer, reward=True)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
     trainer, train, held_out, collator = PairTrainer, data.train, data.eval, PairCollator(tokenizer.pad_token_id)

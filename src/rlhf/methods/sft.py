@@ -12,7 +12,7 @@ from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
-from rlhf.models.base import load_base
+from rlhf.models.base import load_base, load_whole
 from rlhf.models.checks import check_packing
 
 
@@ -27,7 +27,7 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> SFTTrainer:
     """A trainer of a new adapter on the base, or of all weights with adapter=none."""
     args = training_arguments(stage, data.eval is not None, max_length=stage.dataset.max_length)
     if stage.adapter.name == "none":
-        model = load_base(stage, tokenizer, path=stage.method.start_from)
+        model = load_whole(stage, tokenizer)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer), stage.method.start_from, "CAUSAL_LM")
     if args.packing or args.padding_free or args.eval_packing:

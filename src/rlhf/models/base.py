@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from rlhf.errors import Refusal, nearest
 from rlhf.models.checks import adapter_base, tokenizer_home, unreadable
 from rlhf.models.layers import plain_4bit_kernels
 from rlhf.models.tokenizer import stops
+from rlhf.parallel import ranks
 from rlhf.shell import setting
 
 
@@ -53,6 +55,18 @@ def load_base(stage: Stage, tokenizer: Any, path: str | None = None, reward: boo
     if reward:
         _fp32_head(base, fresh)
     return base
+
+
+def load_whole(stage: Stage, tokenizer: Any, reward: bool = False) -> Any:
+    """The model that adapter=none trains, from `method.start_from` or the base, cut over the ranks by hardware.sharding."""
+    if stage.hardware.sharding == "none":
+        return load_base(stage, tokenizer, path=stage.method.start_from, reward=reward)
+    from rlhf.parallel.sharding import shard
+
+    on_cpu = replace(stage, hardware=replace(stage.hardware, device="cpu"))  # a device has room for a layer at a time
+    with ranks.agreed():
+        model = load_base(on_cpu, tokenizer, path=stage.method.start_from, reward=reward)
+    return shard(model, stage.hardware.device)
 
 
 def _from_scratch(stage: Stage, tokenizer: Any, reward: bool) -> tuple[Any, bool]:
@@ -128,6 +142,7 @@ def merged(stage: Stage, source: str) -> Iterator[str]:
         base, "is_quantized", False
     )  # a dequantized one has no format to go back to (transformers 5.23)
     model = merge(base, folder)
+    model.should_save_on_this_rank = lambda _: True  # or transformers 5.23 writes nothing on any rank but the first
     with TemporaryDirectory(prefix="merged-") as place:
         model.save_pretrained(place, save_original_format=plain)
         del base, model

@@ -149,9 +149,14 @@ class Role:
         ):
             hidden = torch.zeros_like(attention_mask, dtype=self.model.dtype)  # which adds its mask to the scores
             attention_mask = hidden.masked_fill_(~attention_mask, torch.finfo(hidden.dtype).min)
-        return self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+
+        def forward() -> Tensor:
+            return self.backbone(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
+
+        inside = getattr(self.model, "inside", None)  # where it is cut over the ranks (rlhf.parallel.sharding)
+        return inside(forward) if inside else forward()
 
     def lm_head(self) -> nn.Module:
         return self.model.get_output_embeddings()

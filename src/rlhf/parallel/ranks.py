@@ -218,9 +218,11 @@ def _hear(error: Exception | None) -> None:
         if error is not None:
             raise error
         return
-    codes = gather(None if error is None else error.code if isinstance(error, StageError) else 1)
+    codes = gather(
+        None if error is None or isinstance(error, Elsewhere) else error.code if isinstance(error, StageError) else 1
+    )
     failed = [(number, code) for number, code in enumerate(codes) if code is not None]
-    if failed and failed[0][0] == rank() and error is not None:
+    if error is not None and (not failed or failed[0][0] == rank()):
         raise error
     if failed:
         raise Elsewhere("", failed[0][1]) from error

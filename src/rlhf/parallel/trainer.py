@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rlhf.parallel import ranks
+from rlhf.parallel import ranks, sharding
 
 COUNTED = "_total_train_tokens"  # TRL's count of the tokens trained on
 
@@ -36,21 +36,27 @@ class Shared:
     """Gives a trainer of transformers to several ranks. Each sees every micro-batch and computes its share; gradients and the loss are
     added up before the optimizer's step, and TRL's metrics before they are logged. The main rank alone writes.
 
-    Where weights are dropped, each micro-batch has random numbers of its own, whichever rank computes it.
+    Where weights are dropped, each micro-batch has random numbers of its own, whichever rank computes it. Where they are sharded, torch
+    adds the gradients up, and a rank with no micro-batch left computes one that counts nothing, since all gather layers together.
     """
 
     def __init__(self, trainer: Any, seed: int) -> None:
         self.trainer, self.seed = trainer, seed
         self.drops = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in trainer.model.modules())
         self.place, self.count, self.loss, self.counted = 0, 0, 0.0, 0.0
+        self.last: tuple[Any, ...] = ()
         if ranks.size() == 1 and not self.drops:
             return
         own = ("get_batch_samples", "training_step", "prediction_step", "evaluation_loop", "log", "_save_checkpoint")
         self.theirs = {name: getattr(trainer, name) for name in own}
         for name in own:
             setattr(trainer, name, getattr(self, name))
-        for parameter in self.trained():
-            ranks.same(parameter.data)
+        self.sharded = sharding.is_sharded(trainer.model)
+        if self.sharded:
+            sharding.cut_what_is_loaded(trainer)
+        else:
+            for parameter in self.trained():
+                ranks.same(parameter.data)
 
     def trained(self) -> list[Any]:
         return [parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad]
@@ -69,22 +75,53 @@ class Shared:
             self.loss += self.theirs["training_step"](model, inputs, *more)
         if self.place < self.count:
             return torch.zeros((), device=self.trainer.args.device)
-        ranks.add_gradients(self.trained())
+        if self.sharded:
+            self.keep_up("training_step", model, inputs, *more)
+        else:
+            ranks.add_gradients(self.trained())
         tokens = getattr(self.trainer, COUNTED, 0.0) - self.counted
         loss, tokens = ranks.total(torch.tensor([float(self.loss), tokens], dtype=torch.float64)).tolist()
         if hasattr(self.trainer, COUNTED):
             setattr(self.trainer, COUNTED, type(getattr(self.trainer, COUNTED))(self.counted + tokens))
         return torch.tensor(loss, device=self.trainer.args.device, dtype=torch.float32)
 
+    def keep_up(self, name: str, *given: Any) -> None:
+        """Compute a micro-batch once more, for nothing, where others have one more than this rank has."""
+        left = self.place % ranks.size()
+        if not left or ranks.rank() < left:
+            return
+        trainer = self.trainer
+        kept = {mode: {key: [*values] for key, values in told.items()} for mode, told in trainer._metrics.items()}
+        counted, compute = getattr(trainer, COUNTED, None), trainer.compute_loss
+
+        def nothing(*given: Any, **named: Any) -> Any:
+            found = compute(*given, **named)
+            return (found[0] * 0, *found[1:]) if isinstance(found, tuple) else found * 0
+
+        trainer.compute_loss = nothing
+        self.theirs[name](*given)
+        del trainer.compute_loss
+        for mode, told in kept.items():
+            trainer._metrics[mode].clear()
+            trainer._metrics[mode].update(told)
+        if counted is not None:
+            setattr(trainer, COUNTED, counted)
+
     def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **named: Any) -> Any:
-        self.place = 0
+        self.place, self.last = 0, ()
         found = self.theirs["evaluation_loop"](*given, metric_key_prefix=metric_key_prefix, **named)
+        if self.sharded and self.last:
+            self.keep_up("prediction_step", *self.last)
         if (key := f"{metric_key_prefix}_loss") in found.metrics:  # the mean of a table in which others' losses are 0
             found.metrics[key] = float(ranks.total(torch.tensor(found.metrics[key], dtype=torch.float64)))
         return found
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *more: Any, **named: Any) -> Any:
         place, self.place = self.place, self.place + 1
+        if not prediction_loss_only:
+            self.last = ()  # all ranks do all of it
+        elif self.sharded:
+            self.last = (model, inputs, prediction_loss_only, *more)
         if ranks.is_mine(place) or not prediction_loss_only:
             found = self.theirs["prediction_step"](model, inputs, prediction_loss_only, *more, **named)
             return found if prediction_loss_only else (found[0] / ranks.size(), *found[1:])
@@ -101,7 +138,7 @@ class Shared:
         self.theirs["log"](logs, *more)
 
     def _save_checkpoint(self, *given: Any) -> None:
-        with ranks.agreed():
+        with ranks.agreed(), sharding.gathered(self.trainer.model, self.trainer.optimizer):
             if ranks.is_main():
                 self.theirs["_save_checkpoint"](*given)
         state = self.trainer.state

@@ -214,10 +214,12 @@ def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
     work, hardware, method = Work.of(stage), stage.hardware, METHODS[stage.method.name]
     roles, optim = role_bytes(stage, shape), str(argument(stage, "optim"))
     weights = ({"base": base_bytes(stage, shape, work)} if stage.adapter.name == "lora" else {}) | roles
-    trained = sum(roles[role] for role in method.trained)
+    cut = hardware.devices if hardware.sharding != "none" else 1
+    held_here = {part: size / cut for part, size in weights.items()} | _gathered(stage, shape, cut)
+    trained = sum(roles[role] for role in method.trained) / cut
     one, none = ("rmsprop", "adagrad", "lion"), ("sgd", "adafactor")
     states = 0 if any(o in optim for o in none) else 1 if any(o in optim for o in one) else 2
-    held = weights | {"optimizer": states * trained * (0.25 if "8bit" in optim else 1)}
+    held = held_here | {"optimizer": states * trained * (0.25 if "8bit" in optim else 1)}
     gradients = trained
     micro, accumulation = split_batch(stage)
 
@@ -234,6 +236,8 @@ def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
         "logits": logits,
         "bf16 copies": 2.0 * shape.matrices if stage.quantization.name == "none" and work.low < work.stream else 0.0,
     }
+    if cut > 1 and hardware.gradient_checkpointing:  # they are made again with each layer
+        update["bf16 copies"] /= shape.layers
     found = {"update": held | update, "step": held | {"gradients": gradients}}
     if method.reply_length:
         prefill = forward_bytes(shape, work, micro * stage.dataset.max_prompt_length)
@@ -245,6 +249,15 @@ def estimate(stage: Stage, shape: Shape) -> dict[str, Parts]:
         on_gpu = {"CUDA context": CONTEXT, "fragments": FRAGMENTS * sum(parts.values())}
         parts |= on_gpu if hardware.device == "cuda" else {"libraries": PROCESS}
     return {moment: {part: size for part, size in parts.items() if size} for moment, parts in found.items()}
+
+
+def _gathered(stage: Stage, shape: Shape, cut: int) -> Parts:
+    """What FSDP2 holds whole: of two layers the weights, of one the gradient and what is sent of it; the embeddings and the head with
+    their gradient while a batch is computed, and those of the reference."""
+    if cut == 1:
+        return {}
+    ends = shape.embeddings + (shape.head if "policy" in METHODS[stage.method.name].roles else 0)
+    return {"gathered": 4.0 * (4 * shape.matrices / shape.layers + ends * (1 + len(METHODS[stage.method.name].roles)))}
 
 
 def _evaluation(stage: Stage, shape: Shape, work: Work, weights: Parts) -> Parts:

@@ -27,6 +27,7 @@ ALLOWED = {
     "dataset.long_rows": ("drop", "truncate", "error"),
     "dataset.bad_rows": ("error", "drop"),
     "hardware.device": ("cpu", "cuda"),
+    "hardware.sharding": ("none", "fsdp2"),
     "hardware.precision": ("fp32", "bf16"),
     "logging.report_to": ("none", "tensorboard", "wandb", "trackio"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
@@ -68,6 +69,7 @@ ARGUMENTS = {
     "eval_prompts": ABOVE_0,
     "max_steps": (-1, math.inf, ""),
 }
+SHARDED_OPTIM = ("adamw_torch_fused", "adamw_torch", "sgd")
 SEVERAL = ("rank_pattern", "alpha_pattern", "loss_weights")  # of those: mappings or lists of numbers
 
 
@@ -183,6 +185,29 @@ def _machine(stage: Stage) -> Iterator[str]:
         yield "quantization=int8 needs a GPU\n  fix: quantization=nf4, or hardware=gpu_24gb on a machine with one"
     if stage.model.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield "model.attention=flash_attention_2: the package flash_attn is missing\n  fix: model.attention=sdpa"
+    if stage.hardware.sharding == "fsdp2":
+        yield from _sharding(stage)
+
+
+def _sharding(stage: Stage) -> Iterator[str]:
+    """What can't be cut over the devices, or need not be."""
+    off = "hardware.sharding=none"
+    if stage.method.name in METHODS and METHODS[stage.method.name].own_loop:
+        why = f"method={stage.method.name} asks its models in turns of their own; with adapters they are one base"
+        yield str(Refusal("hardware.sharding", "fsdp2", why, fix=off))
+    elif stage.adapter.name != "none" or stage.quantization.name != "none":
+        why = "cuts weights that are trained, and an adapter on a frozen base, in 4 bit or not, trains few"
+        yield str(Refusal("hardware.sharding", "fsdp2", why, fix=f"{off}, or adapter=none quantization=none"))
+    if stage.hardware.devices == 1:
+        yield str(
+            Refusal(
+                "hardware.sharding", "fsdp2", "has one device to cut weights over", fix=f"{off}, or hardware.devices=2"
+            )
+        )
+    optim = stage.method.args.get("optim", SHARDED_OPTIM[0])
+    if optim not in SHARDED_OPTIM:
+        why = "is not known to step weights that are cut over devices"
+        yield str(Refusal("method.args.optim", optim, why, allowed=SHARDED_OPTIM, fix=off))
 
 
 def _method(stage: Stage) -> Iterator[str]:

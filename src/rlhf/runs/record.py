@@ -68,6 +68,7 @@ def _settings(stage: Stage) -> dict[str, Any]:
     settings = {k: v for k, v in asdict(stage).items() if k not in NO_INPUTS}
     settings["model"]["path"] = _portable(stage, stage.model.path)
     settings["hardware"]["devices"] = 1  # any number of them makes the same run
+    del settings["hardware"]["sharding"]  # and so does what each of them holds
     # only plan.py reads these, so no run goes stale with them
     del settings["model"]["shape"], settings["dataset"]["rows"], settings["dataset"]["streaming"]
     for key in ("path", "mixture"):

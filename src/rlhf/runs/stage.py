@@ -155,7 +155,8 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
     if watching.stops:
         from rlhf.evaluation.evaluate import suspicious
 
-        said = suspicious(stage, tokenizer, data, trainer)
+        # several ranks with parts of the weights can't each answer some of the prompts
+        said = suspicious(stage, tokenizer, data, trainer) if stage.hardware.sharding == "none" else []
         if ranks.is_main():
             watching.suspicious.unlink(missing_ok=True)
             files.append_lines(watching.suspicious, said)
@@ -171,7 +172,9 @@ def train(stage: Stage, tokenizer: Any, data: Any, trainer: Any, run: record.Rec
 
 def save(stage: Stage, tokenizer: Any, trainer: Any) -> None:
     """Weights and tokenizer go to `final/`, whole or not at all: other stages read it as soon as it is there."""
-    with ranks.agreed():
+    from rlhf.parallel.sharding import gathered  # imports torch
+
+    with ranks.agreed(), gathered(trainer.model):
         if ranks.is_main():
             files.replace_folder(stage.path / files.FINAL, partial(_write, stage, tokenizer, trainer))
 
