@@ -1,10 +1,29 @@
 """Two ranks with a model cut over them, as a program that `rlhf.parallel.start` runs once for each."""
 
 import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rlhf.errors import ConfigError, Elsewhere
 from rlhf.parallel import ranks
+
+
+def _merge(base: Any) -> None:
+    """Each rank finds the whole model in what it made of an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    from rlhf.config import compose_config, to_stage
+    from rlhf.models.base import merged
+
+    stage = to_stage(compose_config(["recipe=support/sft", "adapter=none", "quantization=none"]))
+    with TemporaryDirectory() as folder:
+        base.should_save_on_this_rank = lambda _: True
+        base.save_pretrained(f"{folder}/base")
+        base.name_or_path = f"{folder}/base"
+        get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(f"{folder}/adapter")
+        with merged(stage, f"{folder}/adapter") as place:
+            assert {file.name for file in Path(place).iterdir()} >= {"config.json", "model.safetensors"}
 
 
 def main() -> None:
@@ -53,6 +72,7 @@ def main() -> None:
     inside = model.inside(lambda: model.model(input_ids=ids).last_hidden_state)
     torch.testing.assert_close(inside, plain.model(input_ids=ids).last_hidden_state)
 
+    _merge(plain)
     try:  # what fails inside of what all agree on is said by who knows it
         with ranks.agreed(), ranks.agreed():
             if ranks.rank():

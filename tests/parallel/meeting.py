@@ -19,7 +19,7 @@ def main() -> None:
     assert ranks.from_main(me) == 0 and ranks.anywhere(me == 1) and not ranks.anywhere(False)
     assert ranks.total(torch.tensor([1.0, me])).tolist() == [2.0, 1.0]
     assert ranks.same(torch.tensor([5.0 + me])).tolist() == [5.0]
-    assert ranks.share(list("abcde")) == (list("ace"), list("bd"))[me] and ranks.done() == (3, 2)[me]
+    assert ranks.share(list("abcde")) == (list("ade"), list("bc"))[me] and ranks.done() == (3, 2)[me]
 
     both, one, none = (torch.nn.Parameter(torch.zeros(3)) for _ in range(3))
     both.grad = torch.full((3,), 1.0 + me)

@@ -165,6 +165,6 @@ def sample_replies(
         policy.model.train(was_training)
     every = ranks.gather((tokens, logprobs, ended))
     for place, i in enumerate(order):
-        theirs = every[place // chunk_size % ranks.size()]
+        theirs = every[ranks.owner(place // chunk_size)]
         tokens[i], logprobs[i], ended[i] = theirs[0][i], theirs[1][i], theirs[2][i]
     return Replies(tokens, logprobs, ended)

@@ -182,9 +182,7 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
             pieces = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
             uneven = -len(pieces) % ranks.size() if is_sharded(weights) else 0  # all ranks gather its layers together
             scored = ranks.gather([self._scores(piece) for piece in ranks.share(pieces + pieces[:1] * uneven)])
-            flat = [
-                value for place in range(len(pieces)) for value in scored[place % len(scored)][place // len(scored)]
-            ]
+            flat = [value for place in range(len(pieces)) for value in scored[ranks.owner(place)][place // len(scored)]]
             if not ranks.rank():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with NamedTemporaryFile(dir=file.parent, delete=False) as partial:

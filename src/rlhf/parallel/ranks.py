@@ -135,16 +135,22 @@ def _with_all() -> Iterator[Any]:
         ) from error
 
 
+def owner(place: int) -> int:
+    """The rank whose unit of work this is: there and back again, so that lists sorted by length are shared out evenly."""
+    turn, at = divmod(place, size())
+    return size() - 1 - at if turn % 2 else at
+
+
 def share(work: Sequence[T]) -> list[T]:
-    """What of a list is this rank's to do: every `size`-th, so that lists sorted by length are shared out evenly."""
-    mine = list(work[rank() :: size()])
+    """What of a list is this rank's to do."""
+    mine = [one for place, one in enumerate(work) if owner(place) == rank()]
     _here.done += len(mine)
     return mine
 
 
 def is_mine(place: int) -> bool:
     """Whether the unit of work at this place is this rank's, and counts it if so."""
-    mine = place % size() == rank()
+    mine = owner(place) == rank()
     _here.done += mine
     return mine
 

@@ -88,7 +88,7 @@ class Shared:
     def keep_up(self, name: str, *given: Any) -> None:
         """Compute a micro-batch once more, for nothing, where others have one more than this rank has."""
         left = self.place % ranks.size()
-        if not left or ranks.rank() < left:
+        if not left or any(ranks.owner(self.place - back) == ranks.rank() for back in range(1, left + 1)):
             return
         trainer = self.trainer
         kept = {mode: {key: [*values] for key, values in told.items()} for mode, told in trainer._metrics.items()}

@@ -81,8 +81,11 @@ def backward(
     kind: Any = PolicyTerms if role.head is None else ValueTerms
     tokens, names = sum(batch.tokens for batch in minibatch), [one.name for one in fields(kind)]
     table = torch.zeros(len(minibatch), len(names), device=role.device)
+    rows = list(enumerate(minibatch))
+    if ranks.size() > 1:  # an equal share of the tokens
+        rows.sort(key=lambda one: one[1].ids.numel())
     with role.active():
-        for row, batch in ranks.share(list(enumerate(minibatch))):
+        for row, batch in ranks.share(rows):
             terms = terms_of(batch)
             (coefficient * terms.loss / tokens).backward()
             table[row] = torch.stack([getattr(terms, name).detach().float() for name in names])
