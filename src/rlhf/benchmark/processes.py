@@ -38,11 +38,11 @@ def compare_processes(repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for stage in ("base", "sft", "reward"):
-            _train(root, stage, f"recipe=support/{stage}", *SMOKE)
+            train(root, stage, f"recipe=support/{stage}", *SMOKE)
         found: dict[str, Any] = {"methods": {}}
         for name, settings in STAGES.items():
             runs = {
-                count: _train(
+                count: train(
                     root, f"{re.sub(r'[^a-zA-Z]+', '-', name)}-{count}", *settings, *SMOKE, *BATCH, devices=count
                 )
                 for count in ((1, 2, 4) if name == "ppo" else (1, 2))
@@ -60,7 +60,7 @@ def compare_processes(repeats: int) -> dict[str, Any]:
     return found
 
 
-def _train(root: Path, stage: str, *settings: str, devices: int = 1, **environment: str) -> Path:
+def train(root: Path, stage: str, *settings: str, devices: int = 1, **environment: str) -> Path:
     own = (f"run.root={root}", f"run.stage='{stage}'", f"hardware.devices={devices}")
     command = [sys.executable, str(REPO / "src/train.py"), *settings, *own]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
@@ -91,7 +91,7 @@ def _speed(root: Path, repeats: int) -> dict[str, Any]:
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for repeat in range(repeats):
         for devices, times in seconds.items():
-            run = _train(
+            run = train(
                 root, f"speed-{devices}-{repeat}", "recipe=support/ppo", *sizes, devices=devices, OMP_NUM_THREADS="1"
             )
             lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()][1:]
