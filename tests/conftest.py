@@ -1,6 +1,7 @@
 """What tests share: composed stages, a tiny base with adapters, a finished chain of stages, doors run as a user runs them."""
 
 import atexit
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,9 +11,10 @@ from tempfile import mkdtemp
 import pytest
 from filelock import FileLock
 
-from tests.doors import Doors
+from tests.doors import COLLECT, Doors
 from tests.faults.tiny import SMALL
 
+gc.set_threshold(*COLLECT)
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once
 if "HF_DATASETS_CACHE" not in os.environ:  # by the first process, and its workers find it there

@@ -21,12 +21,14 @@ LIBRARIES += ("transformers.models.llama.modeling_llama", "transformers.integrat
 LIBRARIES += tuple(f"trl.trainer.{method}_trainer" for method in ("sft", "reward", "dpo"))
 HEAVY = {"torch", "trl", "transformers", "datasets", "peft", "bitsandbytes"}  # a second or more each
 SECONDS = 600  # the longest a door may take
+COLLECT = (50_000, 20)  # objects between two collections: a configuration is made of many, and they live as long as it
 GOES_ON = 1000  # no exit code
 Done = subprocess.CompletedProcess[str]
 
 
 class Doors:
-    """`doors("train.py", "recipes=support/sft", ...)`; with an `environment`, which libraries read as they load, nothing is forked."""
+    """`doors("train.py", "recipes=support/sft", ...)`, or by its whole path the door of another checkout; with an `environment`, which
+    libraries read as they load, nothing is forked."""
 
     def __init__(self) -> None:
         self.server: subprocess.Popen[str] | None = None
@@ -84,23 +86,27 @@ class Started:
 
 
 class Forked(subprocess.Popen[str]):
-    """The stage that a pipeline starts, or the trial of a comparison, forked from it as it stands; any other command as ever."""
+    """The stage that a pipeline starts, the trial of a comparison, a rank, or a measurement of the benchmark, forked from its door as
+    it stands; any other command as ever."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
         environment, out, error = rest[3], rest[10], rest[12]
-        if args[0] != sys.executable or Path(args[1]).parent != REPO / "src":
+        measures = args[1:3] == ["-m", "rlhf.benchmark"]
+        command = [str(SRC / "rlhf/benchmark/__main__.py"), *args[3:]] if measures else args[1:]
+        if args[0] != sys.executable or not measures and Path(args[1]).parent != SRC:
             return super()._execute_child(args, executable, preexec_fn, *rest)
         self.pid = os.fork()
         self._child_created = True
         if self.pid:
-            return None
+            return self._close_pipe_fds(*rest[7:13])
         try:
-            preexec_fn()
+            if preexec_fn:
+                preexec_fn()
             os.environ |= environment or {}
             for place, number in ((out, 1), (error, 2)):
                 if place != -1:
                     os.dup2(place, number)
-            os._exit(_door(args[1:]))
+            os._exit(_door(command))
         finally:
             os._exit(GOES_ON % 256)
 
@@ -111,10 +117,9 @@ def _door(command: list[str]) -> int:
     atexit._clear()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "rlhf"]:
-        del sys.modules[name]
+    _forget()
     sys.modules["hydra"].core.global_hydra.GlobalHydra.instance().clear()  # of the stage whose rank this is
-    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    sys.argv, sys.path[0] = command, str(SRC)
     code = 0
     try:
         runpy.run_path(command[0], run_name="__main__")
@@ -127,6 +132,12 @@ def _door(command: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _forget() -> None:
+    """What is imported next is of this process's own checkout."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rlhf"]:
+        del sys.modules[name]
 
 
 def imported(done: Done) -> set[str]:
@@ -149,12 +160,20 @@ def make_rows() -> None:
     sys.path.pop(0)
 
 
+def compose_once() -> None:
+    """Hydra composes a first time to find a `hydra.mode` among the settings, which nobody sets."""
+    hydra = importlib.import_module("hydra._internal.hydra").Hydra
+    hydra.get_mode = lambda *_, **__: None
+
+
 def serve() -> list[str]:
     """Answers each door asked for with its exit code; returns, in the process forked for it, the door's command."""
     for library in LIBRARIES:
         importlib.import_module(library)
+    compose_once()
     make_rows()
     gc.freeze()  # a collection, which trainers ask for, would go through a million objects of these libraries each time
+    gc.set_threshold(*COLLECT)
     for request in iter(sys.stdin.readline, ""):
         asked, more, *trap = json.loads(request)
         if isinstance(asked, int):
@@ -181,5 +200,8 @@ def serve() -> list[str]:
 
 if __name__ == "__main__":
     sys.argv = serve() or sys.exit()
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    SRC = Path(sys.argv[0]).parent
+    if SRC != REPO / "src":
+        _forget()
+    sys.path[0] = str(SRC)
     runpy.run_path(sys.argv[0], run_name="__main__")

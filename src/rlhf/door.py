@@ -257,6 +257,8 @@ def _tell(error: BaseException) -> int:
         return known.code
     if isinstance(known, GuardStop | Preempted) and ranks.rank():  # of all ranks, and the main one tells
         return known.code
+    if isinstance(known, ConfigError) and ranks.refused_beside():
+        return known.code
     if isinstance(known, StageError):
         lines = str(known).splitlines()
         if len(lines) > LINES:

@@ -186,5 +186,6 @@ def test_the_door_offers_every_size_part_and_field():
         "serve",
         "gpu",
         "processes",
+        "failures",
     )
     assert {field.name for field in fields(Size)} < set(own)

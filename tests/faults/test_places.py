@@ -213,19 +213,15 @@ def test_a_checkout_may_be_read_only(whole, below, door, seen):
 def test_git_may_be_missing(whole, below, door, seen, tmp_path):
     root = below("dpo")
     (tmp_path / "bin").mkdir()
-    done = door("train.py", *settings("dpo", root), PATH=str(tmp_path / "bin"))
+    done = door("train.py", *settings("dpo", root), trap=("environment", "PATH", str(tmp_path / "bin")))
     assert done.returncode == 0, done.stderr
     assert left(root / "support/dpo") == left(whole / "support/dpo")
     seen("without git: equal to the unbroken run")
 
 
-def test_any_working_directory_will_do(whole, below, door, seen, tmp_path, monkeypatch):
-    import subprocess
-    import sys
-
+def test_any_working_directory_will_do(whole, below, door, seen, tmp_path):
     root = below("sft")
-    words = [sys.executable, str(REPO / "src/train.py"), *settings("sft", root)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    done = door("train.py", *settings("sft", root), trap=("stand_in", str(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert left(root / "support/sft") == left(whole / "support/sft")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]

@@ -1,8 +1,11 @@
 """What can strike a door, and the moments of a stage's life at which it does; armed in the process that was forked for the door."""
 
 import errno
+import importlib
 import os
+import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -109,6 +112,19 @@ def arm(moment: str, strike: str) -> None:
     moments[moment]()
 
 
+def at_rank_1(event: str, run: str) -> None:
+    """The second process of the run that this door starts is struck (rlhf.benchmark.failures); all of them make one group."""
+    doors, run_path = sys.modules["__main__"], runpy.run_path
+
+    def armed(script: str, run_name: str) -> Any:
+        if os.environ.get("RANK") == "1":
+            importlib.import_module("rlhf.benchmark.failures").arm(event, run)
+        return run_path(script, run_name=run_name)
+
+    os.setsid()
+    subprocess.Popen, runpy.run_path = doors.Forked, armed
+
+
 def read_only(place: str) -> None:
     """Nothing below this folder can be written, as on a mounted image."""
 
@@ -117,6 +133,16 @@ def read_only(place: str) -> None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(args[0]))
 
     sys.addaudithook(refuse)
+
+
+def environment(name: str, value: str) -> None:
+    """A variable that is looked up when it is needed, not as libraries are loaded."""
+    os.environ[name] = value
+
+
+def stand_in(folder: str) -> None:
+    """The working directory."""
+    os.chdir(folder)
 
 
 def _to_write(args: tuple[Any, ...]) -> bool:

@@ -1,7 +1,6 @@
 """docs/adding.md as it stands: its code blocks go into a copy of this repository, which then trains, is stopped and answers."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ ORPO = {"src/rlhf/methods/orpo.py", "conf/method/orpo.yaml", "src/rlhf/methods/_
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory):
+def grown(tmp_path_factory, door):
     """A copy of the repository with all that docs/adding.md adds; `files` are those it touched, `run` opens a door there."""
     root, files = tmp_path_factory.mktemp("grown"), {}
     for folder in ("src", "conf", "recipes"):
@@ -33,21 +32,12 @@ def grown(tmp_path_factory):
             before.replace(TABLE, TABLE + code) if TABLE in before else f"{before}\n\n{code}" if before else code
         )
 
-    def start(script, *arguments):
-        command = [sys.executable, f"src/{script}", *arguments]
-        return subprocess.Popen(
-            command,
-            cwd=root,
-            env=os.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.PIPE,
-            text=True,
-        )
+    def start(script, *arguments, **options):
+        return door.start(f"{root}/src/{script}", *arguments, **options)
 
-    def run(script, *arguments, stdin=None):
-        process = start(script, *arguments)
-        return process.communicate(stdin, timeout=600)[0], process.returncode
+    def run(script, *arguments, stdin=""):
+        done = door(f"{root}/src/{script}", *arguments, stdin=stdin)
+        return done.stdout + done.stderr, done.returncode
 
     return SimpleNamespace(root=root, files=files, start=start, run=run)
 
@@ -143,11 +133,12 @@ def test_a_new_method_is_trained_stopped_resumed_evaluated_and_asked(grown, chai
         runs / "support/orpo",
         ("debug=smoke", f"run.root={runs}", "orpo.debug.max_steps=12", "orpo.debug.rows=24"),
     )
-    process = grown.start("train.py", "recipe=support/orpo", *(setting.removeprefix("orpo.") for setting in settings))
+    own = [setting.removeprefix("orpo.") for setting in settings]
+    process = grown.start("train.py", "recipe=support/orpo", *own, folder=tmp_path)
     while process.poll() is None and not (folder / "metrics.jsonl").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75, process.communicate()[0]
+    assert process.wait() == 75, (tmp_path / "stderr").read_text()
     assert list(folder.glob("checkpoint-*"))
     told, code = grown.run("pipeline.py", "recipe=support", "stages=[orpo]", *settings)
     assert code == 0 and "going on from" in told, told

@@ -320,7 +320,7 @@ def test_no_token_reaches_a_file(chain, door, tmp_path):
     settings = ("train.py", "recipes=support/sft", "debug=smoke", f"run.root={tmp_path}")
     refused = door(*settings, f"method.args.hub_token={secret}")
     assert refused.returncode == 2 and "HF_TOKEN" in refused.stderr
-    done = door(*settings, f"dataset.revision={secret}", HF_TOKEN=secret)
+    done = door(*settings, f"dataset.revision={secret}", trap=("environment", "HF_TOKEN", secret))
     assert done.returncode == 0, done.stderr
     for file in (tmp_path / "support/sft").rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file

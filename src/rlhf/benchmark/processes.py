@@ -40,11 +40,11 @@ def compare_processes(repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for stage in ("base", "sft", "reward"):
-            _train(root, stage, f"recipe=support/{stage}", *SMOKE)
+            train(root, stage, f"recipe=support/{stage}", *SMOKE)
         found: dict[str, Any] = {"methods": {}}
         for name, settings in STAGES.items():
             runs = {
-                count: _train(
+                count: train(
                     root,
                     f"{re.sub(r'[^a-zA-Z]+', '-', name)}-{count}",
                     *settings,
@@ -68,7 +68,7 @@ def compare_processes(repeats: int) -> dict[str, Any]:
     return found
 
 
-def _train(root: Path, stage: str, *settings: str, devices: int = 1, **environment: str) -> Path:
+def train(root: Path, stage: str, *settings: str, devices: int = 1, **environment: str) -> Path:
     own = (f"run.root={root}", f"run.stage='{stage}'", f"hardware.devices={devices}")
     command = [sys.executable, str(REPO / "src/train.py"), *settings, *own]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
@@ -100,7 +100,7 @@ def _speed(root: Path, repeats: int) -> dict[str, Any]:
     sizes += ("method.args.eval_strategy=no",)
 
     def took(name: str, devices: int = 1) -> float:
-        run = _train(root, name, *sizes, devices=devices, OMP_NUM_THREADS="1")
+        run = train(root, name, *sizes, devices=devices, OMP_NUM_THREADS="1")
         lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()][1:]
         return median(sum(line[f"time/{part}"] for part in ("rollout", "score", "update")) for line in lines)
 

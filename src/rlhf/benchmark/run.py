@@ -79,6 +79,11 @@ def benchmark(
 
         found = compare_processes(repeats)
         _publish(folder / "processes.json", found, processes_table(found), page, "processes")
+    if "failures" in parts:
+        from rlhf.benchmark.failures import failures_table, measure_failures
+
+        found = measure_failures()
+        _publish(folder / "failures.json", found, failures_table(found), page, "failures")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet

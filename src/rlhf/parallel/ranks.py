@@ -70,6 +70,13 @@ def size() -> int:
     return _here.size
 
 
+def refused_beside() -> bool:
+    """Whether a launcher has started another process on this machine that is refused as this one is and tells it: until the ranks meet,
+    they have nothing but one command line."""
+    found = launched()
+    return size() == 1 and found is not None and found[2] > 0 and STARTED not in os.environ
+
+
 def meet(devices: int, on_gpu: bool) -> None:
     """Meet the other ranks, where a launcher has started this one; raises a ConfigError where `devices` is another number.
 
