@@ -61,6 +61,7 @@ class Method:
     - `smoothed`: each loss_type that reads label_smoothing, where the others ignore it without a word
     - `lean`: whether LoRA layers keep their input once (rlhf.models.layers)
     - `chunk`: tokens whose logits are in memory at once where replies are read by rlhf.generation; PPO's is an argument
+    - `trls`: fields of `config` that, with another value than none, false or the default, need the pass of TRL's own trainer
     - `measured`: whether the benchmark holds its planned memory against a measured peak
     - `unread`: fields of `config` that stand there for TRL's trainers, and that this method's own loop has no use for
     - `defaults`: of fields of `config` that the preflight reads, where they are this method's alone
@@ -83,6 +84,7 @@ class Method:
     smoothed: tuple[str, ...] = ()
     lean: bool = False
     chunk: int = 0
+    trls: tuple[str, ...] = ()
     measured: bool = False
     unread: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +106,17 @@ METHODS: dict[str, Method] = {
         options=("learn",),
         dropout=True,
         chunked=True,
+        lean=True,
+        chunk=128,
+        trls=(
+            "packing",
+            "padding_free",
+            "eval_packing",
+            "loss_type",
+            "use_liger_kernel",
+            "neftune_noise_alpha",
+            "torch_compile",
+        ),
         measured=True,
         defaults={"loss_type": "nll" if FUSED else "chunked_nll"},
     ),
@@ -130,6 +143,7 @@ METHODS: dict[str, Method] = {
         smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
         lean=True,
         chunk=128,
+        trls=("use_weighting",),
         chunked=FUSED,
         measured=True,
         defaults={"loss_type": ["sigmoid"]},

@@ -42,7 +42,7 @@ def trainer(
         return TokenizedDPOTrainer(model, reference, args, None, train, held_out, processing_class=tokenizer)
     collator = SidesCollator(policy.filler(tokenizer.pad_token_id), can_share(policy, longest))
     made = SharedDPOTrainer(model, reference, args, collator, train, held_out, processing_class=tokenizer)
-    if peft is not None and args.disable_dropout:
+    if peft is not None:
         keep_inputs_once(peft)
     return made
 

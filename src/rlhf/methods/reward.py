@@ -30,14 +30,22 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
         model = load_base(stage, tokenizer, path=stage.method.start_from, reward=True)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
-    trainer, train, held_out, collator = PairTrainer, data.train, data.eval, PairCollator(tokenizer.pad_token_id)
-    if stage.method.kwise:
-        role = _role(model)
-        share = can_share(role, stage.dataset.max_length)
-        trainer, collator = RankingTrainer, RankingCollator(role.filler(tokenizer.pad_token_id), share)
-        train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
+    train, held_out = data.train, data.eval
     with trainable_kept_in_fp32(model):
-        return trainer(model, args, collator, train, held_out, processing_class=tokenizer)
+        if stage.method.kwise:
+            train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
+            return rankings(model, args, tokenizer, train, held_out, longest=stage.dataset.max_length)
+        collator = PairCollator(tokenizer.pad_token_id)
+        return PairTrainer(model, args, collator, train, held_out, processing_class=tokenizer)
+
+
+def rankings(
+    model: Any, args: Any, tokenizer: Any, train: Any, held_out: Any, *, longest: int | None
+) -> "RankingTrainer":
+    """The K-wise trainer on rankings of up to `longest` tokens a sequence; without a limit each reply has a prompt of its own."""
+    role = _role(model)
+    collator = RankingCollator(role.filler(tokenizer.pad_token_id), longest is not None and can_share(role, longest))
+    return RankingTrainer(model, args, collator, train, held_out, processing_class=tokenizer)
 
 
 def _role(model: Any) -> Role:

@@ -69,7 +69,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 def keep_inputs_once(peft: Any) -> int:
     """Gives `peft`'s plain LoRA layers on frozen linear bases the forward above; returns how many they are.
 
-    Everything else (DoRA, LoRA with a bias, 8-bit bases, embeddings, a base that trains) stays PEFT's.
+    Everything else (DoRA, LoRA with a bias, dropout in training, 8-bit bases, embeddings, a base that trains) stays PEFT's.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -92,10 +92,11 @@ def _lean_forward(layer: Any, x: Tensor, **kwargs: Any) -> Tensor:
     if kwargs or layer.disable_adapters or layer.merged or len(names) != 1:
         return layer.peft_forward(x, **kwargs)
     (name,) = names
+    if layer.training and getattr(layer.lora_dropout[name], "p", 0) > 0:  # whose A reads another input than the base
+        return layer.peft_forward(x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     down, up, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    x = layer.lora_dropout[name](x)
     if torch.is_grad_enabled():
         return _LowRankSum.apply(x, down, up, scaling, layer.base_layer)  # pyright: ignore[reportReturnType]
     return _low_rank_sum(x, down, up, scaling, layer.base_layer)[0]
