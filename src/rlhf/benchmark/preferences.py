@@ -77,14 +77,18 @@ def _reward(work: Workload, task: Task) -> Contender:
         RewardConfig(**_arguments(work, task), max_length=None),
         _model(work, "reward"),
     )
+    tokenizer = work.tokenizer()
     if (name, who) == ("reward_pairs", "stock"):
-        tokenizer = work.tokenizer()
-        collator = reward.PairCollator(tokenizer.pad_token_id)
-        made: Any = reward.PairTrainer(model, args, collator, rows, None, processing_class=tokenizer)
+        pairs = reward.PairCollator(tokenizer.pad_token_id)
+        made: Any = reward.PairTrainer(model, args, pairs, rows, None, processing_class=tokenizer)
+        return Contender(made, lengths=_lengths(work, task))
+    args.per_device_train_batch_size //= WORKS[name].pairs
+    once = Dataset.from_list(grouped(rows))
+    if who == "ours":
+        made = reward.trainer(model, args, tokenizer, once, None, longest=1024)
     else:
-        args.per_device_train_batch_size //= WORKS[name].pairs
-        once = Dataset.from_list(grouped(rows))
-        made = reward.rankings(model, args, work.tokenizer(), once, None, longest=1024 if who == "ours" else None)
+        collator = reward.RankingCollator(tokenizer.pad_token_id, share=False)
+        made = reward.RankingTrainer(model, args, collator, once, None, processing_class=tokenizer)
     return Contender(made, lengths=_lengths(work, task))
 
 

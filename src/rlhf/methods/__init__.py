@@ -12,6 +12,7 @@ from typing import Any
 # since 1.15 no loss_type of TRL's own trainers holds the logits of whole sequences; 1.12 does it so for SFT's default alone
 FUSED = tuple(int(part) for part in version("trl").split(".")[:2]) >= (1, 15)
 TILE = 256  # tokens whose logits are in memory at once: in TRL 1.12's SFT (sft_trainer:88), and in 1.15 and later on a CPU (`head`)
+LOGITS = 8192  # that `chunk` may have for each number of a hidden state: of a large vocabulary a chunk has fewer tokens
 REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
 LOSSES = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
 _TOKENS = {"mean_token_accuracy", "entropy"}
@@ -129,6 +130,7 @@ METHODS: dict[str, Method] = {
         logged=LOSSES | held_out(_SCORES) | {"mean_margin", "accuracy_true", "accuracy_noisy", "annotator_accuracy"},
         leaves="reward",
         options=("kwise",),
+        lean=True,
         measured=True,
     ),
     "dpo": Method(

@@ -20,7 +20,7 @@ from trl.trainer.utils import hash_module
 from rlhf.data import store
 from rlhf.errors import Refusal
 from rlhf.generation.batches import MicroBatch
-from rlhf.generation.logprobs import Forward
+from rlhf.generation.logprobs import Forward, tile
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods import METHODS
 from rlhf.models.layers import keep_inputs_once
@@ -150,7 +150,7 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
 
     def _forward(self) -> Forward:
         autocast: Any = self.accelerator.autocast
-        return Forward(1.0, (), METHODS["dpo"].chunk, autocast)
+        return Forward(1.0, (), tile(self.roles[0], METHODS["dpo"].chunk), autocast)
 
     def _reference(self, inputs: dict[str, Tensor], batch: MicroBatch, sides: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities of the replies of the pairs under the reference, `[2 pairs]`; in LD-DPO a token behind the end of the

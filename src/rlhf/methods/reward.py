@@ -18,6 +18,7 @@ from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
 from rlhf.models.base import load_base
+from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
 from rlhf.parallel.trainer import WholeBatch
@@ -31,21 +32,21 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
     else:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
     train, held_out = data.train, data.eval
+    if stage.method.kwise:
+        train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
     with trainable_kept_in_fp32(model):
-        if stage.method.kwise:
-            train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
-            return rankings(model, args, tokenizer, train, held_out, longest=stage.dataset.max_length)
-        collator = PairCollator(tokenizer.pad_token_id)
-        return PairTrainer(model, args, collator, train, held_out, processing_class=tokenizer)
+        return trainer(model, args, tokenizer, train, held_out, longest=stage.dataset.max_length)
 
 
-def rankings(
-    model: Any, args: Any, tokenizer: Any, train: Any, held_out: Any, *, longest: int | None
-) -> "RankingTrainer":
-    """The K-wise trainer on rankings of up to `longest` tokens a sequence; without a limit each reply has a prompt of its own."""
-    role = _role(model)
-    collator = RankingCollator(role.filler(tokenizer.pad_token_id), longest is not None and can_share(role, longest))
-    return RankingTrainer(model, args, collator, train, held_out, processing_class=tokenizer)
+def trainer(model: Any, args: Any, tokenizer: Any, train: Any, held_out: Any, *, longest: int) -> RewardTrainer:
+    """TRL's trainer on pairs or rankings of up to `longest` tokens a sequence."""
+    role, kind, collator = _role(model), PairTrainer, PairCollator(tokenizer.pad_token_id)
+    if "replies" in train.column_names:
+        kind, collator = RankingTrainer, RankingCollator(role.filler(tokenizer.pad_token_id), can_share(role, longest))
+    made = kind(model, args, collator, train, held_out, processing_class=tokenizer)
+    if role.peft is not None:
+        keep_inputs_once(role.peft)
+    return made
 
 
 def _role(model: Any) -> Role:

@@ -15,7 +15,7 @@ from rlhf.config import Stage
 from rlhf.data.prepare import Prepared
 from rlhf.errors import Refusal
 from rlhf.generation.batches import seen
-from rlhf.generation.logprobs import Looked, token_logprobs
+from rlhf.generation.logprobs import Looked, tile, token_logprobs
 from rlhf.generation.packing import IGNORED, lay_out
 from rlhf.generation.rankings import can_share
 from rlhf.methods import METHODS
@@ -114,7 +114,7 @@ class LeanSFTTrainer(TokenizedSFTTrainer):
         with autocast():  # pyright: ignore[reportGeneralTypeIssues]
             states = self.policy.hidden(input_ids, mask, given.get("positions"))[:, :-1][learned]
             head, frozen = self.policy.logits_of(1.0, ()), self.policy.frozen_lm_head()
-            chosen, chunk = labels[:, 1:][learned], METHODS["sft"].chunk
+            chosen, chunk = labels[:, 1:][learned], tile(self.policy, METHODS["sft"].chunk)
             logprobs = token_logprobs(states, chosen, head, chunk=chunk, frozen_head=frozen, looked=looked)
         logprobs = torch.cat(
             [logprobs, states[:0].sum()[None]]

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.config import Stage, split_batch
 from rlhf.errors import ConfigError
 from rlhf.files import FINAL
-from rlhf.methods import FUSED, METHODS, TILE
+from rlhf.methods import FUSED, LOGITS, METHODS, TILE
 from rlhf.preflight.sizes import Shape
 from rlhf.rewards.functions import PREFIX
 
@@ -78,7 +78,8 @@ def drops(stage: Stage) -> bool:
 
 def lean(stage: Stage) -> bool:
     """Whether LoRA layers keep their input once (rlhf.models.layers)."""
-    return METHODS[stage.method.name].lean and reads(stage) and not drops(stage)
+    row = METHODS[stage.method.name]
+    return row.lean and (reads(stage) or not row.chunk) and not drops(stage)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     if reads(stage):
         # rlhf.generation.logprobs: logits, log-softmax and slope of a chunk, and two hidden rows a reply token
         replies = work.rows * int(argument(stage, method.reply_length)) if method.reply_length else work.tokens
-        chunk = min(method.chunk or int(argument(stage, "logprob_chunk_size")), replies)
+        few = max(8, LOGITS * shape.hidden // vocabulary)
+        chunk = min(min(method.chunk, few) if method.chunk else int(argument(stage, "logprob_chunk_size")), replies)
         return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
     if method.chunked and FUSED:
         # kernels/chunked_logprob.py: on a GPU a tile; in torch seven more of it in fp32, or two of it and of its part of the matrix
