@@ -169,8 +169,10 @@ def layer_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     on_gpu = stage.hardware.device == "cuda"
     # with dropout each A has an input of its own, and a mask, of a byte a number on a GPU
     dropout = drops(stage)
-    # norms keep their inputs in fp32, and the normalized values where their weights are trained
-    kept = family.norms * h * (4 if lora else 4 + work.stream) + (q + k) * 4 * family.head_norms
+    # norms keep their inputs in fp32, or once more as they came (rlhf.models.layers), and the normalized values where their weights are trained
+    once = lora and lean(stage)
+    kept = family.norms * h * (work.stream if once else 4 if lora else 4 + work.stream)
+    kept += (q + k) * (work.wide if once else 4) * family.head_norms
     # q, k, v and gate, up read the same tensor, unless each has a cast to bf16 of its own
     apart = dropout or (low == 2 and not (lean(stage) and work.stream == 2))  # once is enough for rlhf.models.layers
     for readers in ((0,), (2,)) if shape.fused else ((0, 1, 2), (4, 5)):
@@ -185,6 +187,8 @@ def layer_bytes(stage: Stage, shape: Shape, work: Work) -> float:
         kept += shape.heads * work.length * (4 if low == 4 else 6)
     if lora:  # the r numbers behind each A
         kept += int(lora_argument(stage, "r")) * len(carried) * low
+    if once and family.inner == 3 and shape.linears[-1] in carried:  # gate and up alone
+        return kept + 2 * work.wide * shape.inner
     return kept + (family.inner * work.wide + low) * shape.inner
 
 
