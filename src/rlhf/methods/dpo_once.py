@@ -23,6 +23,7 @@ from rlhf.generation.batches import MicroBatch
 from rlhf.generation.logprobs import Forward, tile
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods import METHODS
+from rlhf.models.attention import attend_where_seen
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
@@ -36,6 +37,7 @@ def trainer(
     """TRL's trainer on pairs or rankings of up to `longest` tokens a sequence."""
     peft, base, adapter = unwrap(model)
     policy = Role("policy", base, peft=peft, adapter=adapter)
+    attend_where_seen(base)
     if why := _needs_logits(policy, args):
         if "replies" in train.column_names:
             raise Refusal("method.kwise", "true", why, fix="method.kwise=false")

@@ -17,6 +17,7 @@ from rlhf.generation.batches import seen
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
+from rlhf.models.attention import attend_where_seen
 from rlhf.models.base import load_base
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
@@ -42,6 +43,7 @@ def trainer(model: Any, args: Any, tokenizer: Any, train: Any, held_out: Any, *,
     """TRL's trainer on pairs or rankings of up to `longest` tokens a sequence."""
     role, kind, collator = _role(model), PairTrainer, PairCollator(tokenizer.pad_token_id)
     if "replies" in train.column_names:
+        attend_where_seen(role.model)
         kind, collator = RankingTrainer, RankingCollator(role.filler(tokenizer.pad_token_id), can_share(role, longest))
     made = kind(model, args, collator, train, held_out, processing_class=tokenizer)
     if role.peft is not None:

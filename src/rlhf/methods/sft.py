@@ -21,6 +21,7 @@ from rlhf.generation.rankings import can_share
 from rlhf.methods import METHODS
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
+from rlhf.models.attention import attend_where_seen
 from rlhf.models.base import load_base
 from rlhf.models.checks import check_packing
 from rlhf.models.layers import keep_inputs_once
@@ -48,6 +49,7 @@ def trainer(model: Any, args: Any, tokenizer: Any, train: Any, held_out: Any = N
     policy = Role("policy", base, peft=peft, adapter=adapter, trained=True)
     if _trls(policy, args):
         return TokenizedSFTTrainer(model, args, **rows)
+    attend_where_seen(base)
     share = can_share(policy, args.max_length)
     made = LeanSFTTrainer(model, args, **rows)
     made.policy, made.share = policy, share
