@@ -1,4 +1,4 @@
-"""Attention that reads what can be seen finds what torch's own finds."""
+"""Attention on the CPU runs in fp32 whatever the model's dtype, in fp32 it is torch's own to the bit, and it reads what can be seen."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,53 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf.generation.batches import seen
-from rlhf.models.attention import _attend, blocks_of
+from rlhf.models.attention import ATTENTION, _attend, attend_in_fp32, blocks_of
+
+IDS = torch.randint(4, 96, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+def spy(monkeypatch):
+    """The dtypes with which torch's attention is called."""
+    dtypes, attention = set(), torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **kw: dtypes.add(q.dtype) or attention(q, k, v, **kw),
+    )
+    return dtypes
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype, autocast", [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
+def test_attention_is_fp32_and_the_rest_stays(workshop, monkeypatch, dtype, autocast, padded):
+    model = workshop.load(quantized=False, dtype=dtype).eval()
+    mask = torch.ones_like(IDS)
+    if padded:
+        mask[0, :5] = 0
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        before = model(input_ids=IDS, attention_mask=mask).logits
+        attend_in_fp32(model)
+        assert model.config._attn_implementation == ATTENTION
+        dtypes = spy(monkeypatch)
+        after = model(input_ids=IDS, attention_mask=mask).logits
+    assert dtypes == {torch.float32} and after.dtype == before.dtype
+    real = mask.bool()
+    exact = dtype == torch.float32 and not autocast
+    assert torch.allclose(after[real].float(), before[real].float(), atol=0.0 if exact else 0.05, rtol=0.0)
+
+
+def test_trainers_use_it(workshop, make_trainer, monkeypatch):
+    trainer = make_trainer(workshop.roles(quantized=True, dtype=torch.bfloat16))
+    dtypes = spy(monkeypatch)
+    trainer.train()
+    assert dtypes == {torch.float32}
+
+
+def test_another_choice_of_attention_stays(workshop):
+    model = workshop.load(quantized=False)
+    model.set_attn_implementation("eager")
+    attend_in_fp32(model)
+    assert model.config._attn_implementation == "eager"
 
 
 def rankings(*rows: list[int]) -> torch.Tensor:

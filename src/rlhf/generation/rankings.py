@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf.generation.batches import MicroBatch
-from rlhf.models.attention import SEEN
-from rlhf.models.layers import ATTENTION
+from rlhf.models.attention import ATTENTION, SEEN
 from rlhf.models.roles import Role
 
 LONGEST = 4096  # tokens of a row; replies that do not fit beside a prompt go into a row with the prompt again

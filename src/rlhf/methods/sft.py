@@ -101,7 +101,8 @@ class LeanSFTTrainer(TokenizedSFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         weight, looked = inputs.pop("weight", None), {}
-        found = super().compute_loss(partial(self._read, looked), inputs, return_outputs, num_items_in_batch)
+        reads: Any = partial(self._read, looked)
+        found = super().compute_loss(reads, inputs, return_outputs, num_items_in_batch)
         if weight is not None and looked:  # the means over TRL's own micro-batches
             of_tokens = weight[:, 1:][inputs["labels"][:, 1:] != IGNORED]
             logged = self._metrics["train"]
@@ -118,19 +119,14 @@ class LeanSFTTrainer(TokenizedSFTTrainer):
             head, frozen = self.policy.logits_of(1.0, ()), self.policy.frozen_lm_head()
             chosen, chunk = labels[:, 1:][learned], tile(self.policy, METHODS["sft"].chunk)
             logprobs = token_logprobs(states, chosen, head, chunk=chunk, frozen_head=frozen, looked=looked)
-        logprobs = torch.cat(
-            [logprobs, states[:0].sum()[None]]
-        )  # a micro-batch without a learned token has a slope of 0
-        count = learned.sum()
-        entropy, _, hit = _each(looked).unbind(-1) if looked else (states.new_zeros(0, dtype=torch.float32),) * 3
-        found = Read(
-            loss=-logprobs.sum()
-            / (count.clamp(min=1) if (all_of := given.get("num_items_in_batch")) is None else all_of)
-        )
-        found |= {"num_valid_tokens": count, "entropy_sum": entropy.sum(), "num_correct_tokens": hit.sum()}
-        return Read(
-            found | {"log_probs": logprobs, "label_mask": learned, "entropy": entropy, "is_top1": hit, "aux_loss": None}
-        )
+        logprobs = torch.cat([logprobs, states[:0].sum()[None]])  # a slope of 0 where no token is learned
+        count, tokens = learned.sum(), given.get("num_items_in_batch")
+        loss = -logprobs.sum() / (count.clamp(min=1) if tokens is None else tokens)
+        entropy, _, hit = _each(looked).unbind(-1) if looked else torch.zeros(3, 0, device=labels.device)
+        # as TRL 1.12 names them, and as 1.15 and later do
+        found = {"num_valid_tokens": count, "entropy_sum": entropy.sum(), "num_correct_tokens": hit.sum()}
+        found |= {"log_probs": logprobs, "label_mask": learned, "entropy": entropy, "is_top1": hit}
+        return Read(found, loss=loss, aux_loss=None)
 
 
 def _each(looked: Any) -> Tensor:

@@ -1,7 +1,7 @@
-"""Attention on a CPU that multiplies what a mask lets be seen: of replies beside each other (rlhf.generation.rankings) most is hidden.
+"""Attention on a CPU: in fp32, and of what a mask lets be seen alone.
 
-torch's own reads all keys for every query. Here a block of queries reads the keys that one of them sees, by torch's kernel for a CPU, in
-fp32, in which that is faster; what is kept for backward stays in the dtype that came.
+Of replies beside each other (rlhf.generation.rankings) most is hidden, and torch's own reads all keys for every query. Here a block of
+queries reads the keys that one of them sees, by torch's kernel for a CPU; what is kept for backward stays in the dtype that came.
 """
 
 from typing import Any
@@ -10,24 +10,43 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SEEN = "sdpa_where_seen"
-BLOCK, SHORT, WORTH = (
-    64,
-    256,
-    0.7,
-)  # queries that are read at once; rows, and a share of pairs, for which it does not pay
+ATTENTION, SEEN = "sdpa_in_fp32", "sdpa_where_seen"
+BLOCK = 64  # queries that are read at once
+SHORT, WORTH = 256, 0.7  # rows, and a share of all pairs of tokens, below and above which it does not pay
 Blocks = list[tuple[int, slice, Any, Tensor]]
 
 
+def attend_in_fp32(model: Any) -> None:
+    """Gives a model on the CPU attention in fp32, if it uses torch's own (`sdpa`); in fp32 nothing changes."""
+    _replace(model, ATTENTION, _in_fp32)
+
+
 def attend_where_seen(model: Any) -> None:
-    """Gives a model on the CPU the attention below, if it uses torch's own (`sdpa`)."""
+    """Gives a model on the CPU attention to what a mask of ours shows, if it uses torch's own (`sdpa`)."""
+    _replace(model, SEEN, _attend)
+
+
+def _replace(model: Any, name: str, attention: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(SEEN, _attend)
-        AttentionMaskInterface.register(SEEN, sdpa_mask)
-        model.set_attn_implementation(SEEN)
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, sdpa_mask)
+        model.set_attn_implementation(name)
+
+
+def _in_fp32(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa_attention_forward` on fp32 copies; `[B, T, heads, size]` in the dtype that came."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):  # autocast would cast back to bf16
+        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return output.to(query.dtype), None
 
 
 def _attend(
@@ -38,7 +57,8 @@ def _attend(
 
     mask, length = attention_mask, query.shape[2]
     ours = mask is not None and mask.dtype == torch.bool and mask.shape == (len(query), 1, length, length)
-    blocks = blocks_of(mask) if mask is not None and ours and length >= SHORT and not kwargs.get("dropout") else None
+    plain = length >= SHORT and not kwargs.get("dropout") and kwargs.get("position_bias") is None
+    blocks = blocks_of(mask) if mask is not None and ours and plain else None
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     groups = query.shape[1] // key.shape[1]
