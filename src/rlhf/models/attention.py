@@ -88,6 +88,12 @@ def blocks_of(mask: Tensor) -> Blocks | None:
     return known or None
 
 
+def _part(whole: Tensor, row: int, place: Any) -> Tensor:
+    """`[1, heads, n, size]` of some tokens of a row."""
+    own = whole[row : row + 1]
+    return own[:, :, place] if isinstance(place, slice) else own.index_select(2, place)
+
+
 class _Seen(torch.autograd.Function):
     """Attention block by block, in fp32, to `[B, T, heads, size]`."""
 
@@ -96,7 +102,7 @@ class _Seen(torch.autograd.Function):
         whole = [one.float() for one in (query, key, value)]
         found, sums = torch.empty_like(query.transpose(1, 2)).contiguous(), []
         for row, queries, keys, hidden in blocks:
-            given = [one[row : row + 1, :, place] for one, place in zip(whole, (queries, keys, keys), strict=True)]
+            given = [_part(one, row, place) for one, place in zip(whole, (queries, keys, keys), strict=True)]
             made, kept = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *given, attn_mask=hidden, scale=scale
             )
@@ -113,7 +119,7 @@ class _Seen(torch.autograd.Function):
         slopes = [torch.zeros_like(one) for one in given]
         for (row, queries, keys, hidden), kept in zip(ctx.blocks, ctx.saved_tensors[4:], strict=True):
             places = (queries, keys, keys)
-            parts = [one[row : row + 1, :, place] for one, place in zip(given, places, strict=True)]
+            parts = [_part(one, row, place) for one, place in zip(given, places, strict=True)]
             out, slope = (one[row : row + 1, queries].transpose(1, 2) for one in (found, gradient))
             own = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 slope, *parts, out, kept, 0.0, False, attn_mask=hidden, scale=ctx.scale
