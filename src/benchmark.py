@@ -4,7 +4,8 @@
 
 parts      fixed: time and memory of an update when every reply has the same length; natural: the same when replies end by
            themselves, at 40% of the limit in the mean; growth: peak memory when the rollout has four times the prompts; sft: our
-           peak over that of TRL's SFTTrainer; dpo: time and memory of DPO on rankings and pairs, stock TRL against ours; support: the recipe's PPO stage by stock TRL, scored by the same annotator (needs
+           peak over that of TRL's SFTTrainer, and SFT on rows of natural lengths; dpo: time and memory of DPO on rankings and pairs, stock
+           TRL against ours; reward: the same of reward models on rankings of 4; support: the recipe's PPO stage by stock TRL, scored by the same annotator (needs
            the finished stages of runs/<recipe>; recipe=support); plan: the peak of each method beside what src/plan.py says;
            data: time of preparing rows beside datasets.map over apply_chat_template; rows: memory and time of preparing 20,000
            and 200,000 rows of 1,200 tokens, and of finding them again; stages: what each stage of zephyr-7b and tulu3-8b takes
@@ -38,7 +39,7 @@ from rlhf.benchmark.workload import SIZES, Size
 @dataclass
 class Measured:
     # fmt: off
-    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "support", "plan", "data", "rows", "stages", "export", "serve", "gpu", "processes", "failures"]] = (
+    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "reward", "support", "plan", "data", "rows", "stages", "export", "serve", "gpu", "processes", "failures"]] = (
         field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
     )
     # fmt: on

@@ -17,7 +17,7 @@ from rlhf.errors import ConfigError
 from tests.helpers import door_module, needs_stock
 
 TINY = SIZES["tiny"]
-PARTS = ("fixed", "natural", "growth", "sft", "dpo")
+PARTS = ("fixed", "natural", "growth", "sft", "dpo", "reward")
 
 
 @needs_stock
@@ -37,7 +37,9 @@ def test_the_tiny_size_measures_every_part(door, tmp_path):
         task, lengths = row["task"], row["reply_tokens"]
         assert len(row["seconds"]) == task["updates"] == len(lengths)
         assert row["above_weights_mb"] > 0 and row["peak_mb"] > row["loaded_mb"] > row["weights_mb"] > 0
-        if "/" in task["contender"]:
+        if task["contender"].startswith("sft/"):
+            assert lengths[0] == round(NATURAL * (TINY.prompt_tokens + TINY.reply_tokens))
+        elif "/" in task["contender"]:
             assert lengths[0] in (TINY.reply_tokens, TINY.reply_tokens / 2)
         elif task["replies"] == "fixed":
             assert lengths == [TINY.reply_tokens] * task["updates"]
@@ -90,6 +92,7 @@ def test_ratios_are_of_medians_of_warm_updates():
     ] == pytest.approx(0.2)
     assert report["rollout_growth"]["memory_ratio"] == pytest.approx(1.05)
     assert report["ppo_over_sft"]["memory_ratio"] == pytest.approx(1.25)
+    assert report["sft"]["memory_ratio"] == report["reward_kwise"]["memory_ratio"] == pytest.approx(0.2)
     ours = report["natural"]["ours"]
     assert ours["phases"] == {"rollout": 1.0, "score": 1.0, "update": 2.0}
     assert ours["rollout_tokens_per_second"] == pytest.approx(TINY.prompts * 22)
@@ -98,14 +101,15 @@ def test_ratios_are_of_medians_of_warm_updates():
     work = TINY.prompts * TINY.epochs * (2 * 4 * matrices * (8 + 22) + 4 * 2000 * 64 * 22)
     assert ours["matrix_share"] == pytest.approx(work / 2.0 / 1e12)
     shown = table(report | {"size": vars(TINY)})
-    assert re.search(r"24 tokens\s+\| 0.50\s+\| 0.80\s+\| 4.4 s / 8.8 s", shown)
+    assert re.search(r"24 tokens\s+\| 0.50\s+\| 0.68\s+\| 4.4 s / 8.8 s", shown)
     assert len({len(line) for line in shown.split("\n\n")[0].splitlines()}) == 1
 
 
 def test_a_measurement_that_two_parts_need_is_made_once():
     names = [(task.contender, task.replies, task.prompts) for task in tasks(PARTS, TINY)]
-    assert len(names) == len(set(names)) == 13
-    assert [task.contender for task in tasks(("sft",), TINY)] == ["sft", "ours"]
+    assert len(names) == len(set(names)) == 21
+    assert [task.contender for task in tasks(("sft",), TINY)] == ["sft", "ours", "sft/stock", "sft/ours"]
+    assert [task.contender for task in tasks(("ppo_over_sft",), TINY)] == ["sft", "ours"]
 
 
 @pytest.mark.parametrize(

@@ -6,44 +6,18 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from trl.trainer.dpo_config import DPOConfig
 
+from rlhf.benchmark.fake_gpu import Card
 from rlhf.errors import Refusal
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods.dpo_once import SharedDPOTrainer, SidesCollator, TokenizedDPOTrainer, trainer
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
+from tests.methods.shapes import LLAMA, SHAPES, model_of
 from tests.workshop import words
-
-SIZE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 100,
-    "max_position_embeddings": 64,
-}
-LLAMA = SIZE | {"intermediate_size": 48, "num_key_value_heads": 2}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama": LLAMA,
-    "qwen3": LLAMA | {"head_dim": 8},
-    "gemma3_text": LLAMA
-    | {"head_dim": 8, "sliding_window": 48, "layer_types": ["sliding_attention", "full_attention"]},
-    "mistral": LLAMA | {"sliding_window": 48},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 64},
-    "gpt_neox": SIZE | {"intermediate_size": 48},
-}
-
-
-def model_of(kind: str, **more: Any) -> Any:
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[kind](**SHAPES[kind], **more, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.config._name_or_path = kind
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 def rows(seed: int = 0) -> Dataset:
@@ -150,6 +124,39 @@ def test_each_token_is_read_once():
     assert [len(one["replies"]) for one in found] == [3, 3, 3, 2, 2] and batch.tokens == tokens - sum(
         len(one["prompt_ids"]) for one in found
     )
+
+
+class Counted(TorchDispatchMode):
+    """The bytes of what operators make beside a model's weights, at the moment when most of them are held."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.card, self.weights = Card(), {one.untyped_storage().data_ptr() for one in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in torch.utils._pytree.tree_leaves(made):
+            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in self.weights:
+                self.card.put(one)
+        return made
+
+
+def test_a_large_vocabulary_takes_no_memory_but_for_its_weights(tmp_path):
+    peaks = []
+    for vocabulary in (32_000, 152_000):
+        sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": vocabulary, "max_position_embeddings": 512}
+        config = CONFIG_MAPPING["llama"](**LLAMA | sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules="all-linear"))
+        args = DPOConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, max_length=None)
+        tokenizer = words("[PAD]", "[EOS]", pad_token="[PAD]", eos_token="[EOS]")
+        pairs = [{"prompt_ids": [5] * 64, "chosen_ids": [6 + n] * 64, "rejected_ids": [9 + n] * 64} for n in range(4)]
+        data = Dataset.from_list([pair | {"ranking": n, "k": 2, "length": 128} for n, pair in enumerate(pairs)])
+        made: Any = trainer(model, None, args, tokenizer, data, longest=256)
+        (batch,) = made.get_train_dataloader()
+        with Counted(made.model) as counted:
+            made.compute_loss(made.model, batch).backward()
+        peaks.append(counted.card.peak)
+    assert peaks[0] > 10e6 and peaks[1] < 1.1 * peaks[0], peaks
 
 
 def test_a_ranking_that_is_too_long_for_a_row_is_split(monkeypatch):

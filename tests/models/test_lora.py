@@ -67,6 +67,16 @@ def test_in_bf16_gradients_stay_fp32_and_much_less_is_kept(workshop, autocast):
     assert error < 1.2 * theirs < 0.25 * len(exact)  # both are off by the rounding of bf16, PEFT by as much
 
 
+def test_dropout_in_training_stays_with_peft(workshop):
+    found = []
+    for lean in (False, True):
+        model = policy(workshop).train()
+        assert not lean or keep_inputs_once(model) == 7 * 2
+        torch.manual_seed(3)
+        found.append(run(model)[0])
+    assert torch.equal(*found) and not torch.allclose(found[0], run(model.eval())[0], atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"lora_bias": True}])
 def test_what_is_not_plain_lora_stays_with_peft(workshop, kind):
     base = workshop.load()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.benchmark.process import measurements
-from rlhf.benchmark.ratios import ratios, tasks, warm
+from rlhf.benchmark.ratios import PPO_OVER_SFT, ratios, tasks, warm
 from rlhf.benchmark.tables import table
 from rlhf.benchmark.workload import Size, Task, Workload, make
 from rlhf.errors import ConfigError, ResourceError
@@ -91,13 +91,13 @@ def _take(report: dict[str, Any], size: Size, one: dict[str, Any]) -> None:
             f"{part:28s} {warm(one['seconds']):.2f} s, {one['above_weights_mb']:.0f} MB above the weights", flush=True
         )
         made = [Task(**found["task"]) for found in report["measurements"]]
-        for name in ("fixed", "sft", "natural"):
+        for name in ("fixed", PPO_OVER_SFT, "natural"):
             if set(tasks([name], size)) <= {replace(task, rollout_base="quantized") for task in made}:
                 report |= ratios([name], size, report["measurements"])
 
 
 def _tasks(size: Size) -> list[Task]:
-    return list(dict.fromkeys(task for part in ("fixed", "sft", "natural") for task in tasks([part], size)))
+    return list(dict.fromkeys(task for part in ("fixed", PPO_OVER_SFT, "natural") for task in tasks([part], size)))
 
 
 def measure_parts(folder: Path, what: dict[str, Any]) -> Iterator[dict[str, Any]]:

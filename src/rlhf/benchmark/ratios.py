@@ -10,7 +10,8 @@ from rlhf.benchmark.preferences import WORKS
 from rlhf.benchmark.process import Measurement, worker
 from rlhf.benchmark.workload import Size, Task
 
-PARTS = ("fixed", "natural", "growth", "sft", "dpo")
+PARTS = ("fixed", "natural", "growth", "sft", "dpo", "reward")
+PPO_OVER_SFT = "ppo_over_sft"  # which the part `sft` holds, and a GPU is asked alone
 MEMORY = ("above_weights_mb", "weights_mb", "peak_mb")
 
 
@@ -22,17 +23,17 @@ def tasks(parts: Sequence[str], size: Size) -> list[Task]:
             found += [_updates(who, replies, size) for who in ("stock", "ours")]
     if "growth" in parts:
         found += [_rollout(who, count) for count in (size.prompts, size.grown) for who in ("stock", "ours")]
-    if "sft" in parts:
+    if {"sft", PPO_OVER_SFT} & set(parts):
         found += [_tuning(size), _updates("ours", "fixed", size)]
-    if "dpo" in parts:
-        found += [_pairs(work, who, size) for work in WORKS for who in ("stock", "ours")]
+    found += [task for name in WORKS if WORKS[name].part in parts for task in _works(name, size)]
     return list(dict.fromkeys(found))
 
 
-def _pairs(work: str, who: str, size: Size) -> Task:
-    """An update of as many pairs as the work of PPO has prompts, or of rankings that have a few more."""
-    rankings = size.prompts if WORKS[work].pairs == 1 else -(-size.prompts // WORKS[work].pairs)
-    return Task(f"{work}/{who}", "fixed", rankings, 1, size.updates)
+def _works(name: str, size: Size) -> list[Task]:
+    """Stock's and our update of as many pairs or texts as the work of PPO has prompts, or of rankings that have a few more pairs. Each
+    update has other texts, so there are more of them."""
+    rows, updates = -(-size.prompts // WORKS[name].pairs), size.updates if WORKS[name].k else 3 * size.updates
+    return [Task(f"{name}/{who}", "fixed", rows, 1, updates) for who in ("stock", "ours")]
 
 
 def _updates(who: str, replies: str, size: Size) -> Task:
@@ -88,8 +89,7 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
     compared = {
         one: [_updates(who, one, size) for who in ("stock", "ours")] for one in ("fixed", "natural") if one in parts
     }
-    if "dpo" in parts:
-        compared |= {work: [_pairs(work, who, size) for who in ("stock", "ours")] for work in WORKS}
+    compared |= {name: _works(name, size) for name, work in WORKS.items() if work.part in parts}
     for name, (theirs, our) in compared.items():
         pairs = [warm(b["seconds"]) / warm(a["seconds"]) for a, b in zip(pick(theirs), pick(our), strict=True)]
         stock, ours = summary(pick(theirs), size), summary(pick(our), size)
@@ -108,9 +108,9 @@ def ratios(parts: Sequence[str], size: Size, found: Sequence[Measurement]) -> di
         (few, many), (stock_few, stock_many) = growth["ours"], growth["stock"]
         found_ratios = {"memory_ratio": many / few, "stock_memory_ratio": stock_many / stock_few}
         report["rollout_growth"] = found_ratios | {"prompts": prompts, "above_weights_mb": growth}
-    if "sft" in parts:
+    if {"sft", PPO_OVER_SFT} & set(parts):
         sft, ppo = ({k: memory(t, k) for k in MEMORY} for t in (_tuning(size), _updates("ours", "fixed", size)))
-        report["ppo_over_sft"] = {
+        report[PPO_OVER_SFT] = {
             "memory_ratio": ppo["above_weights_mb"] / sft["above_weights_mb"],
             "peak_ratio": ppo["peak_mb"] / sft["peak_mb"],
             "sft": sft,

@@ -47,7 +47,7 @@ def benchmark(
     measured = [part for part in parts if part in PARTS]
     if measured:
         report = compare(measured, size, device=device, repeats=repeats, threads=threads, rollout_base=rollout_base)
-        mark = "dpo" if measured == ["dpo"] else name
+        mark = "dpo" if not {"fixed", "natural", "growth"} & set(measured) else name
         mark = mark if report["device"] == "cpu" else f"{mark} on a GPU"
         _publish(folder / "report.json", report, table(report), page, mark)
     if "plan" in parts:

@@ -17,10 +17,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlhf.generation.batches import MicroBatch
-from rlhf.models.roles import Role
+from rlhf.methods import LOGITS
+from rlhf.models.roles import Role, width
 from rlhf.parallel import ranks
 
 Looked = dict[int, Tensor] | None
+
+
+def tile(role: Role, most: int) -> int:
+    """Tokens whose logits are made at once: `most`, and of a large vocabulary fewer, so that logits stay small beside what layers keep."""
+    return min(most, max(8, LOGITS * width(role.model) // role.embeddings))
 
 
 def chunk_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -61,6 +67,7 @@ class _FrozenHead(torch.autograd.Function):
                 looked[start] = look(logits.detach(), table, targets[part])
             slope = table.exp_().neg_().scatter_add_(-1, index, torch.ones_like(index, dtype=table.dtype))
             (rows[part],) = torch.autograd.grad(logits, leaf, slope)
+            del logits, table, slope  # before the next ones are made
         ctx.save_for_backward(rows)
         return torch.cat(logprobs)
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf.generation.batches import MicroBatch
-from rlhf.models.layers import ATTENTION
+from rlhf.models.attention import ATTENTION, SEEN
 from rlhf.models.roles import Role
 
 LONGEST = 4096  # tokens of a row; replies that do not fit beside a prompt go into a row with the prompt again
-MASKED = {"sdpa", ATTENTION, "eager"}  # attention that takes a mask of its own making
+MASKED = {"sdpa", ATTENTION, SEEN, "eager"}  # attention that takes a mask of its own making
 
 
 class Ranking(NamedTuple):

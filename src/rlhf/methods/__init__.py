@@ -12,6 +12,7 @@ from typing import Any
 # since 1.15 no loss_type of TRL's own trainers holds the logits of whole sequences; 1.12 does it so for SFT's default alone
 FUSED = tuple(int(part) for part in version("trl").split(".")[:2]) >= (1, 15)
 TILE = 256  # tokens whose logits are in memory at once: in TRL 1.12's SFT (sft_trainer:88), and in 1.15 and later on a CPU (`head`)
+LOGITS = 8192  # that `chunk` may have for each number of a hidden state: of a large vocabulary a chunk has fewer tokens
 REPLIES = {"length", "eos_rate", "distinct_2", "gold_score", "known_words"}
 LOSSES = {"train_loss", "held_out_loss", "eval_loss", "loss", "learning_rate", "grad_norm", "epoch"}
 _TOKENS = {"mean_token_accuracy", "entropy"}
@@ -61,6 +62,7 @@ class Method:
     - `smoothed`: each loss_type that reads label_smoothing, where the others ignore it without a word
     - `lean`: whether LoRA layers keep their input once (rlhf.models.layers)
     - `chunk`: tokens whose logits are in memory at once where replies are read by rlhf.generation; PPO's is an argument
+    - `trls`: fields of `config` that, with another value than none, false or the default, need the pass of TRL's own trainer
     - `measured`: whether the benchmark holds its planned memory against a measured peak
     - `unread`: fields of `config` that stand there for TRL's trainers, and that this method's own loop has no use for
     - `defaults`: of fields of `config` that the preflight reads, where they are this method's alone
@@ -83,6 +85,7 @@ class Method:
     smoothed: tuple[str, ...] = ()
     lean: bool = False
     chunk: int = 0
+    trls: tuple[str, ...] = ()
     measured: bool = False
     unread: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +107,17 @@ METHODS: dict[str, Method] = {
         options=("learn",),
         dropout=True,
         chunked=True,
+        lean=True,
+        chunk=128,
+        trls=(
+            "packing",
+            "padding_free",
+            "eval_packing",
+            "loss_type",
+            "use_liger_kernel",
+            "neftune_noise_alpha",
+            "torch_compile",
+        ),
         measured=True,
         defaults={"loss_type": "nll" if FUSED else "chunked_nll"},
     ),
@@ -116,6 +130,7 @@ METHODS: dict[str, Method] = {
         logged=LOSSES | held_out(_SCORES) | {"mean_margin", "accuracy_true", "accuracy_noisy", "annotator_accuracy"},
         leaves="reward",
         options=("kwise",),
+        lean=True,
         measured=True,
     ),
     "dpo": Method(
@@ -130,6 +145,7 @@ METHODS: dict[str, Method] = {
         smoothed=("aot", "aot_unpaired", "exo_pair", "robust"),  # trl/trainer/dpo_trainer.py:1487-1542
         lean=True,
         chunk=128,
+        trls=("use_weighting",),
         chunked=FUSED,
         measured=True,
         defaults={"loss_type": ["sigmoid"]},

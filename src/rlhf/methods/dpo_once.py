@@ -20,9 +20,10 @@ from trl.trainer.utils import hash_module
 from rlhf.data import store
 from rlhf.errors import Refusal
 from rlhf.generation.batches import MicroBatch
-from rlhf.generation.logprobs import Forward
+from rlhf.generation.logprobs import Forward, tile
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods import METHODS
+from rlhf.models.attention import attend_where_seen
 from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
@@ -37,13 +38,14 @@ def trainer(
     """TRL's trainer on pairs or rankings of up to `longest` tokens a sequence."""
     peft, base, adapter = unwrap(model)
     policy = Role("policy", base, peft=peft, adapter=adapter)
+    attend_where_seen(base)
     if why := _needs_logits(policy, args):
         if "replies" in train.column_names:
             raise Refusal("method.kwise", "true", why, fix="method.kwise=false")
         return TokenizedDPOTrainer(model, reference, args, None, train, held_out, processing_class=tokenizer)
     collator = SidesCollator(policy.filler(tokenizer.pad_token_id), can_share(policy, longest))
     made = SharedDPOTrainer(model, reference, args, collator, train, held_out, processing_class=tokenizer)
-    if peft is not None and args.disable_dropout:
+    if peft is not None:
         keep_inputs_once(peft)
     return made
 
@@ -151,7 +153,7 @@ class SharedDPOTrainer(TokenizedDPOTrainer):
 
     def _forward(self) -> Forward:
         autocast: Any = self.accelerator.autocast
-        return Forward(1.0, (), METHODS["dpo"].chunk, autocast)
+        return Forward(1.0, (), tile(self.roles[0], METHODS["dpo"].chunk), autocast)
 
     def _reference(self, inputs: dict[str, Tensor], batch: MicroBatch, sides: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities of the replies of the pairs under the reference, `[2 pairs]`; in LD-DPO a token behind the end of the

@@ -17,7 +17,9 @@ from rlhf.generation.batches import seen
 from rlhf.generation.rankings import Ranking, can_share, grouped, lay_out
 from rlhf.methods.arguments import training_arguments
 from rlhf.models.adapters import trainable_kept_in_fp32, with_adapter
+from rlhf.models.attention import attend_where_seen
 from rlhf.models.base import load_base, load_whole
+from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role
 from rlhf.models.shared import unwrap
 from rlhf.parallel.trainer import WholeBatch
@@ -30,14 +32,23 @@ def build(stage: Stage, tokenizer: Any, data: Prepared) -> RewardTrainer:
         model = load_whole(stage, tokenizer, reward=True)
     else:
         model = with_adapter(stage, load_base(stage, tokenizer, reward=True), stage.method.start_from, "SEQ_CLS")
-    trainer, train, held_out, collator = PairTrainer, data.train, data.eval, PairCollator(tokenizer.pad_token_id)
+    train, held_out = data.train, data.eval
     if stage.method.kwise:
-        role = _role(model)
-        share = can_share(role, stage.dataset.max_length)
-        trainer, collator = RankingTrainer, RankingCollator(role.filler(tokenizer.pad_token_id), share)
         train, held_out = (split and type(split).from_list(grouped(split)) for split in (train, held_out))
     with trainable_kept_in_fp32(model):
-        return trainer(model, args, collator, train, held_out, processing_class=tokenizer)
+        return trainer(model, args, tokenizer, train, held_out, longest=stage.dataset.max_length)
+
+
+def trainer(model: Any, args: Any, tokenizer: Any, train: Any, held_out: Any, *, longest: int) -> RewardTrainer:
+    """TRL's trainer on pairs or rankings of up to `longest` tokens a sequence."""
+    role, kind, collator = _role(model), PairTrainer, PairCollator(tokenizer.pad_token_id)
+    if "replies" in train.column_names:
+        attend_where_seen(role.model)
+        kind, collator = RankingTrainer, RankingCollator(role.filler(tokenizer.pad_token_id), can_share(role, longest))
+    made = kind(model, args, collator, train, held_out, processing_class=tokenizer)
+    if role.peft is not None:
+        keep_inputs_once(role.peft)
+    return made
 
 
 def _role(model: Any) -> Role:

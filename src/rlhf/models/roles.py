@@ -182,10 +182,12 @@ class Role:
     @torch.no_grad()
     def check_lm_head(self) -> None:
         """Refuses a model whose logits are more than its LM head of its last hidden state, such as scaled ones."""
-        ids = torch.arange(1, 5, device=self.device).unsqueeze(0)
+        ids, training = torch.arange(1, 5, device=self.device).unsqueeze(0), self.model.training
+        self.model.eval()
         with self.active():
             ours = self.logits_of(1.0, ())(self.hidden(ids)[0])
             theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        self.model.train(training)
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             difference = float((ours - theirs).abs().max())
             why = f"its logits are not its LM head of its last hidden state (they differ by {difference:.3g}), so "

@@ -9,7 +9,8 @@ from peft import PeftModel, get_peft_model
 
 from rlhf.errors import Refusal
 from rlhf.models.adapters import copy_adapter
-from rlhf.models.layers import attend_in_fp32, keep_inputs_once
+from rlhf.models.attention import attend_in_fp32
+from rlhf.models.layers import keep_inputs_once
 from rlhf.models.roles import Role, disable_dropout
 from rlhf.models.shared import scalar_role, unwrap
 

@@ -12,13 +12,13 @@ from typing import Any
 from rlhf.config import Stage, split_batch
 from rlhf.errors import ConfigError
 from rlhf.files import FINAL
-from rlhf.methods import FUSED, METHODS, TILE
+from rlhf.methods import FUSED, LOGITS, METHODS, TILE
 from rlhf.preflight.sizes import Shape
 from rlhf.rewards.functions import PREFIX
 
 # what TRL and rlhf.ppo take where the config is silent, as far as memory and steps depend on it
 DEFAULTS = {"num_train_epochs": 3.0, "max_steps": -1, "packing": False, "optim": "adamw_torch_fused", "total_episodes": None,
-            "precompute_ref_log_probs": False, "use_weighting": False, "response_length": 53, "num_ppo_epochs": 4, "num_mini_batches": 1,
+            "precompute_ref_log_probs": False, "response_length": 53, "num_ppo_epochs": 4, "num_mini_batches": 1,
             "logprob_chunk_size": 128, "rollout_base": "quantized"}  # fmt: skip
 LORA = {"r": 8, "lora_dropout": 0.0, "target_modules": "all-linear"}  # of PEFT 0.21, but for the last, which it guesses
 ENTROPY_CHUNK = 128  # tokens whose entropies TRL 1.12 makes at a time (utils:527)
@@ -60,6 +60,28 @@ def fewest(stage: Stage) -> int:
     return row.fewest if row.fewest == 1 or argument(stage, "loss_type") == row.defaults["loss_type"] else 1
 
 
+def reads(stage: Stage) -> bool:
+    """Whether tokens are read by rlhf.generation, and not by TRL's own pass."""
+    row, given = METHODS[stage.method.name], stage.method.args
+    return (
+        row.own_loop
+        or bool(row.chunk)
+        and all(given.get(name) in (None, False, row.defaults.get(name)) for name in row.trls)
+    )
+
+
+def drops(stage: Stage) -> bool:
+    """Whether an adapter drops some of its inputs, and so keeps those that it took."""
+    dropout = stage.adapter.name == "lora" and METHODS[stage.method.name].dropout
+    return dropout and float(lora_argument(stage, "lora_dropout")) > 0
+
+
+def lean(stage: Stage) -> bool:
+    """Whether LoRA layers keep their input once (rlhf.models.layers)."""
+    row = METHODS[stage.method.name]
+    return row.lean and (reads(stage) or not row.chunk) and not drops(stage)
+
+
 @dataclass(frozen=True)
 class Work:
     """One forward and backward pass: its sequences, their tokens, and how many bytes its numbers have.
@@ -88,7 +110,7 @@ class Work:
         bf16, frozen = stage.hardware.precision == "bf16", stage.adapter.name != "none"
         low, stream = 2 if bf16 else 4, 2 if bf16 and frozen and stage.hardware.device == "cuda" else 4
         rows *= sequences(stage)
-        return cls(rows, length, low, stream, low if stage.quantization.name == "none" or method.lean else stream)
+        return cls(rows, length, low, stream, low if stage.quantization.name == "none" or lean(stage) else stream)
 
 
 def targets(stage: Stage, shape: Shape) -> list[tuple[str, int, int]]:
@@ -146,11 +168,13 @@ def layer_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     carried, lora, method = targets(stage, shape), stage.adapter.name == "lora", METHODS[stage.method.name]
     on_gpu = stage.hardware.device == "cuda"
     # with dropout each A has an input of its own, and a mask, of a byte a number on a GPU
-    dropout = lora and method.dropout and float(lora_argument(stage, "lora_dropout")) > 0
-    # norms keep their inputs in fp32, and the normalized values where their weights are trained
-    kept = family.norms * h * (4 if lora else 4 + work.stream) + (q + k) * 4 * family.head_norms
+    dropout = drops(stage)
+    # norms keep their inputs in fp32, or once more as they came (rlhf.models.layers), and the normalized values where their weights are trained
+    once = lora and lean(stage)
+    kept = family.norms * h * (work.stream if once else 4 if lora else 4 + work.stream)
+    kept += (q + k) * (work.wide if once else 4) * family.head_norms
     # q, k, v and gate, up read the same tensor, unless each has a cast to bf16 of its own
-    apart = dropout or (low == 2 and not (method.lean and work.stream == 2))  # once is enough for rlhf.models.layers
+    apart = dropout or (low == 2 and not (lean(stage) and work.stream == 2))  # once is enough for rlhf.models.layers
     for readers in ((0,), (2,)) if shape.fused else ((0, 1, 2), (4, 5)):
         count = sum(shape.linears[i] in carried for i in readers)
         kept += (count if apart else min(count, 1)) * h * low
@@ -163,6 +187,8 @@ def layer_bytes(stage: Stage, shape: Shape, work: Work) -> float:
         kept += shape.heads * work.length * (4 if low == 4 else 6)
     if lora:  # the r numbers behind each A
         kept += int(lora_argument(stage, "r")) * len(carried) * low
+    if once and family.inner == 3 and shape.linears[-1] in carried:  # gate and up alone
+        return kept + 2 * work.wide * shape.inner
     return kept + (family.inner * work.wide + low) * shape.inner
 
 
@@ -172,10 +198,11 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     cast = 2 * matrix if work.low < work.stream else 0
     if "policy" not in method.roles:
         return 0
-    if method.own_loop or method.chunk and not argument(stage, "use_weighting"):
+    if reads(stage):
         # rlhf.generation.logprobs: logits, log-softmax and slope of a chunk, and two hidden rows a reply token
         replies = work.rows * int(argument(stage, method.reply_length)) if method.reply_length else work.tokens
-        chunk = min(method.chunk or int(argument(stage, "logprob_chunk_size")), replies)
+        few = max(8, LOGITS * shape.hidden // vocabulary)
+        chunk = min(min(method.chunk, few) if method.chunk else int(argument(stage, "logprob_chunk_size")), replies)
         return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
     if method.chunked and FUSED:
         # kernels/chunked_logprob.py: on a GPU a tile; in torch seven more of it in fp32, or two of it and of its part of the matrix
