@@ -30,7 +30,7 @@ test-newest: install ## What leans on TRL or transformers, with the newest of bo
 	$(BIN)/python $(PACKAGES) > "$$($(NEWEST) $(PACKAGES))/below.pth"
 	$(NEWEST) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-newest.txt
 	$(NEWEST) -m pytest -q -n 2 --dist loadfile tests/methods/test_head.py tests/methods/test_dpo.py \
-		tests/generation/test_sampling.py tests/ppo/test_base.py
+		tests/methods/test_kto.py tests/generation/test_sampling.py tests/ppo/test_base.py
 
 lint: install
 	$(BIN)/ruff check .
