@@ -199,11 +199,11 @@ def logits_bytes(stage: Stage, shape: Shape, work: Work) -> float:
     if "policy" not in method.roles:
         return 0
     if reads(stage):
-        # rlhf.generation.logprobs: logits, log-softmax and slope of a chunk, and two hidden rows a reply token
+        # rlhf.generation.logprobs: logits, log-softmax and its exponential of a chunk in fp32, and two hidden rows a reply token
         replies = work.rows * int(argument(stage, method.reply_length)) if method.reply_length else work.tokens
         few = max(8, LOGITS * shape.hidden // vocabulary)
         chunk = min(min(method.chunk, few) if method.chunk else int(argument(stage, "logprob_chunk_size")), replies)
-        return chunk * vocabulary * (12 if work.low == 4 else 14) + cast + 2 * replies * shape.hidden * work.stream
+        return 12 * chunk * vocabulary + cast + 2 * replies * shape.hidden * work.stream
     if method.chunked and FUSED:
         # kernels/chunked_logprob.py: on a GPU a tile; in torch seven more of it in fp32, or two of it and of its part of the matrix
         ids, slope = min(vocabulary, GPU_TILE[1]), 4 * work.tokens * shape.hidden
