@@ -25,12 +25,15 @@ test: install lint ## Lint, check types and run the tests
 NEWEST := .venv-newest/bin/python
 PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-test-newest: install ## What leans on TRL or transformers, with the newest of both: .venv-newest lies over .venv
+test-newest: .venv-newest/installed ## What leans on TRL or transformers, with the newest of both: .venv-newest lies over .venv
+	$(NEWEST) -m pytest -q -n 2 --dist loadfile tests/methods/test_head.py tests/methods/test_dpo.py \
+		tests/methods/test_sft.py tests/methods/test_kto.py tests/generation/test_sampling.py tests/ppo/test_base.py
+
+.venv-newest/installed: .venv/installed requirements-newest.txt
 	$(BIN)/python -m venv .venv-newest
 	$(BIN)/python $(PACKAGES) > "$$($(NEWEST) $(PACKAGES))/below.pth"
 	$(NEWEST) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-newest.txt
-	$(NEWEST) -m pytest -q -n 2 --dist loadfile tests/methods/test_head.py tests/methods/test_dpo.py \
-		tests/methods/test_kto.py tests/generation/test_sampling.py tests/ppo/test_base.py
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

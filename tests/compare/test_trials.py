@@ -14,10 +14,12 @@ from rlhf.errors import ConfigError
 from rlhf.process import Children
 from rlhf.runs import launcher, record
 from rlhf.runs.launcher import parallel
+from tests.helpers import remember_stages
 
 
 @pytest.fixture
-def comparison(tmp_path):
+def comparison(tmp_path, monkeypatch):
+    remember_stages(monkeypatch)
     return lambda *overrides, **more: Comparison("support", [f"run.root={tmp_path}", *overrides], **more)
 
 

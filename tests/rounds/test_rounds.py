@@ -18,6 +18,12 @@ from rlhf.rounds.plan import Rounds
 from rlhf.runs import record
 from rlhf.runs.launcher import Launcher
 from tests.faults.tiny import SMALL
+from tests.helpers import remember_stages
+
+
+@pytest.fixture(autouse=True)
+def remembered(monkeypatch):
+    remember_stages(monkeypatch)
 
 
 def planned(tmp_path, *overrides, rounds=3, labels=10, seeds=(1,), replies=4, name="rounds"):
