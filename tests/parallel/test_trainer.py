@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from rlhf import files
 from rlhf.benchmark.failures import EVENTS, LAUNCHERS, LIMIT, METHODS, launched, messages, seconds_until_gone
@@ -94,6 +95,18 @@ def test_what_strikes_one_rank_ends_all_and_the_same_command_goes_on(door, root,
     assert f"going on from {last}" in again
     told, weights = distance(made(name, 1), folder)
     assert told < 1e-5 and weights < 1e-4
+
+
+def test_weights_that_are_no_numbers_are_not_saved_between_two_log_lines(door, root):
+    folder = root / "support/not-saved"
+    rare = ("logging.steps=4", "method.args.save_steps=1", "method.args.eval_strategy=no", "hardware.devices=2")
+    done = door(
+        "train.py", *words("sft", root, f"run.stage={folder.name}", *rare), trap=("at_rank_1", "guard", str(folder))
+    )
+    assert done.returncode == 4 and "a weight is nan at step" in done.stderr, done.stderr
+    last, left_out = files.newest(folder)
+    assert last is not None and not left_out
+    assert all(weight.isfinite().all() for weight in load_file(last / "adapter_model.safetensors").values())
 
 
 def test_two_processes_of_torchrun_make_the_same_run(root, made, tmp_path):

@@ -40,17 +40,32 @@ class MetricsFile(TrainerCallback):
 
 
 class Finite(TrainerCallback):
-    """Stops a run whose loss or gradient is no longer a number; the last checkpoint stays untouched."""
+    """Stops a run whose loss, gradient or weights are no longer numbers, the weights before they are saved; the last checkpoint stays
+    untouched."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.save = trainer, trainer._save_checkpoint
+        trainer._save_checkpoint = self._save
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key in ("loss", "grad_norm", "eval_loss"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(float(value)):
-                raise GuardStop(
-                    f"{key} is {value} at step {state.global_step}; training stopped\n"
-                    f"  the last checkpoint in {args.output_dir} is good\n"
-                    "  fix: a smaller method.args.learning_rate, or hardware.precision=fp32, with run.overwrite=true"
-                )
+                self._stop(key, value)
+
+    def _save(self, *given: Any, **named: Any) -> None:
+        """Between two log lines a checkpoint may be due."""
+        trained = [parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad]
+        if ranks.anywhere(not all(bool(parameter.isfinite().all()) for parameter in trained)):
+            self._stop("a weight", math.nan)
+        self.save(*given, **named)
+
+    def _stop(self, key: str, value: Any) -> None:
+        raise GuardStop(
+            f"{key} is {value} at step {self.trainer.state.global_step}; training stopped\n"
+            f"  the last checkpoint in {self.trainer.args.output_dir} is good\n"
+            "  fix: a smaller method.args.learning_rate, or hardware.precision=fp32, with run.overwrite=true"
+        )
 
 
 class Complete(TrainerCallback):
@@ -152,6 +167,13 @@ def install(trainer: Any, stage: Stage) -> tuple[Preemption, Watch]:
         Shared(trainer, stage.seed)
     preemption, watching = Preemption(), Watch(trainer, stage)
     rewarded = [watching] if METHODS[stage.method.name].reward else []
-    for callback in (MetricsFile(stage.path), Complete(trainer), Finite(), preemption, *rewarded, Bar(stage.run.stage)):
+    for callback in (
+        MetricsFile(stage.path),
+        Complete(trainer),
+        Finite(trainer),
+        preemption,
+        *rewarded,
+        Bar(stage.run.stage),
+    ):
         trainer.add_callback(callback)
     return preemption, watching
