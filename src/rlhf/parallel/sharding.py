@@ -26,9 +26,9 @@ def shard(model: Any, device: str) -> Any:
     for parameter in model.parameters():
         ranks.same(parameter.data)
     mesh = init_device_mesh(device, (ranks.size(),))
-    layers = [part for part in model.modules() if type(part).__name__ in model._no_split_modules]
-    for part in [*layers, model]:
-        made: Any = fully_shard(part, mesh=mesh)
+    layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    for module in [*layers, model]:
+        made: Any = fully_shard(module, mesh=mesh)
         made.set_gradient_divide_factor(1.0)
         made.set_force_sum_reduction_for_comms(True)  # gloo can't divide
     torch.set_autocast_cache_enabled(False)  # it would hold a copy in bf16 of every layer
@@ -39,6 +39,11 @@ def shard(model: Any, device: str) -> Any:
 
 def is_sharded(model: Any) -> bool:
     return hasattr(model, "inside")
+
+
+def part(tensor: Any) -> Any:
+    """What of a tensor this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Any) -> Any:

@@ -17,6 +17,7 @@ from rlhf.methods import METHODS
 from rlhf.monitor.callback import Watch
 from rlhf.parallel import ranks
 from rlhf.parallel.ranks import is_main
+from rlhf.parallel.sharding import part
 from rlhf.parallel.trainer import COUNTED, Shared
 
 TOKENS = "tokens.json"  # how many tokens were trained on when a checkpoint was written
@@ -56,7 +57,7 @@ class Finite(TrainerCallback):
     def _save(self, *given: Any, **named: Any) -> None:
         """Between two log lines a checkpoint may be due."""
         trained = [parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad]
-        if ranks.anywhere(not all(bool(parameter.isfinite().all()) for parameter in trained)):
+        if ranks.anywhere(not all(bool(part(parameter).isfinite().all()) for parameter in trained)):
             self._stop("a weight", math.nan)
         self.save(*given, **named)
 
