@@ -16,6 +16,7 @@ parts      fixed: time and memory of an update when every reply has the same len
            processes: each method on one, two and (PPO) four processes, what differs, and PPO's time on two cores against one;
            failures: a signal, an exception and a guard at one rank of two, what is left and what the same command makes of it; and
            two processes of other launchers;
+           costs: seconds for 1,000 tokens by method, against the length of a sequence and the replies of a ranking;
            serve: 32 requests to src/serve.py one by one and at once (recipe=support, its finished stage ppo)
 size       cpu: 41M parameters, 16 prompts of 64 tokens, replies of 128; 8b: an 8B shape for a GPU (parts=[gpu] takes it unless told
            otherwise); tiny: seconds, for a test.
@@ -25,7 +26,7 @@ rollout_base   dense (unless told otherwise) or quantized: we sample from a copy
 minutes    gpu: what would end later is left out and named
 repeats    measurements of each contender, in alternation, each in a process of its own; medians are reported
 
-Prints the table and writes runs/benchmark/report.json (support.json, export-<recipe>.json, plan.json, data.json, rows.json, stages.json, serve.json, processes.json, failures.json, gpu.json); with page= also between that file's markers.
+Prints the table and writes runs/benchmark/report.json (support.json, export-<recipe>.json, plan.json, data.json, rows.json, stages.json, serve.json, processes.json, failures.json, costs.json, gpu.json); with page= also between that file's markers.
 """
 
 from dataclasses import dataclass, field, fields, make_dataclass, replace
@@ -39,7 +40,7 @@ from rlhf.benchmark.workload import SIZES, Size
 @dataclass
 class Measured:
     # fmt: off
-    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "reward", "support", "plan", "data", "rows", "stages", "export", "serve", "gpu", "processes", "failures"]] = (
+    parts: list[Literal["fixed", "natural", "growth", "sft", "dpo", "reward", "support", "plan", "data", "rows", "stages", "export", "serve", "gpu", "processes", "failures", "costs"]] = (
         field(default_factory=lambda: ["fixed", "natural", "growth", "sft"])
     )
     # fmt: on

@@ -191,5 +191,6 @@ def test_the_door_offers_every_size_part_and_field():
         "gpu",
         "processes",
         "failures",
+        "costs",
     )
     assert {field.name for field in fields(Size)} < set(own)

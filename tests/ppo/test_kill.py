@@ -88,7 +88,7 @@ def arm(trainer, point):
     {
         "rollout": lambda: within(trainer, trainer.loop, "sample", 90),
         "scoring": lambda: within(trainer, trainer.loop, "scorer", 15),
-        "gradients": lambda: within(trainer, trainer.loop, "optimize", 200),
+        "gradients": lambda: within(trainer, trainer.loop, "optimize", 150),
         "between two steps": lambda: calls(
             trainer.optimizer, "step", lambda: trainer.state.global_step == 3, after=True
         ),

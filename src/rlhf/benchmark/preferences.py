@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.benchmark.contenders import BUILDERS, Contender, arguments
-from rlhf.benchmark.workload import NATURAL, Task, Workload, stopping_chance
+from rlhf.benchmark.workload import Task, Workload, stopping_chance
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,16 @@ WORKS = {
 }
 
 
+def work_of(name: str) -> Work:
+    """A work by its name; `dpo-6` and `reward-6` are rankings of 6 with a prompt as long as a reply."""
+    part, dash, replies = name.partition("-")
+    return Work(part, int(replies)) if dash else WORKS[name]
+
+
 def builder(task: Task) -> Callable[[Workload, Task], Contender]:
     """What makes the trainer of a task."""
     work, slash, who = task.contender.partition("/")
-    return {"dpo": _dpo, "reward": _reward, "sft": _sft}[WORKS[work].part] if slash else BUILDERS[who or work]
+    return {"dpo": _dpo, "reward": _reward, "sft": _sft}[work_of(work).part] if slash else BUILDERS[who or work]
 
 
 def _dpo(work: Workload, task: Task) -> Contender:
@@ -54,11 +60,11 @@ def _dpo(work: Workload, task: Task) -> Contender:
     if who == "stock":
         made: Any = TokenizedDPOTrainer(_model(work), None, args, train_dataset=rows, processing_class=work.tokenizer())
         return Contender(made, lengths=_lengths(work, task))
-    args.per_device_train_batch_size //= WORKS[name].pairs
+    args.per_device_train_batch_size //= work_of(name).pairs
     args.precompute_ref_log_probs = name == "dpo_again"
     config.HF_DATASETS_CACHE = work.folder / "cache"
     for _ in range(2 if name == "dpo_again" else 1):
-        made = trainer(_model(work), None, args, work.tokenizer(), Dataset.from_list(grouped(rows)), longest=1024)
+        made = trainer(_model(work), None, args, work.tokenizer(), Dataset.from_list(grouped(rows)), longest=4096)
     return Contender(made, lengths=_lengths(work, task))
 
 
@@ -82,10 +88,10 @@ def _reward(work: Workload, task: Task) -> Contender:
         pairs = reward.PairCollator(tokenizer.pad_token_id)
         made: Any = reward.PairTrainer(model, args, pairs, rows, None, processing_class=tokenizer)
         return Contender(made, lengths=_lengths(work, task))
-    args.per_device_train_batch_size //= WORKS[name].pairs
+    args.per_device_train_batch_size //= work_of(name).pairs
     once = Dataset.from_list(grouped(rows))
     if who == "ours":
-        made = reward.trainer(model, args, tokenizer, once, None, longest=1024)
+        made = reward.trainer(model, args, tokenizer, once, None, longest=4096)
     else:
         collator = reward.RankingCollator(tokenizer.pad_token_id, share=False)
         made = reward.RankingTrainer(model, args, collator, once, None, processing_class=tokenizer)
@@ -114,7 +120,7 @@ def _sft(work: Workload, task: Task) -> Contender:
         made: Any = SFTTrainer(_model(work), args, train_dataset=rows, processing_class=work.tokenizer())
     else:
         made = trainer(_model(work), args, work.tokenizer(), rows)
-    return Contender(made, lengths=[[round(NATURAL * limit)] * task.prompts] * task.updates)
+    return Contender(made, lengths=[lengths[at : at + task.prompts] for at in range(0, count, task.prompts)])
 
 
 def _model(work: Workload, adapter: str = "sft") -> Any:
@@ -125,13 +131,13 @@ def _model(work: Workload, adapter: str = "sft") -> Any:
 
 
 def _lengths(work: Workload, task: Task) -> list[list[int]]:
-    what = WORKS[task.contender.partition("/")[0]]
+    what = work_of(task.contender.partition("/")[0])
     return [[round(what.reply * work.size.reply_tokens)] * what.k * task.prompts] * task.updates
 
 
 def _arguments(work: Workload, task: Task) -> dict[str, Any]:
     """Micro-batches of as many pairs as the size says, or the fewest that make whole rankings; of texts twice as many."""
-    what = WORKS[task.contender.partition("/")[0]]
+    what = work_of(task.contender.partition("/")[0])
     micro = max(1, (work.size.micro_batch if what.k else 2 * work.size.micro_batch) // what.pairs)
     given = arguments(work, task) | {"per_device_train_batch_size": micro * what.pairs, "max_steps": task.updates}
     return given | {"gradient_accumulation_steps": task.prompts // micro, "learning_rate": 1e-5}
@@ -141,7 +147,7 @@ def _rows(work: Workload, task: Task) -> Any:
     """Every pair of `task.prompts` rankings an update."""
     from datasets import Dataset
 
-    what, limit = WORKS[task.contender.partition("/")[0]], work.size.reply_tokens
+    what, limit = work_of(task.contender.partition("/")[0]), work.size.reply_tokens
     prompt, reply = round(what.prompt * limit), round(what.reply * limit)
     count = task.prompts * task.updates
     prompts = work.rows(count, prompt)["input_ids"][:]

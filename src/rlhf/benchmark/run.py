@@ -84,6 +84,13 @@ def benchmark(
 
         found = measure_failures()
         _publish(folder / "failures.json", found, failures_table(found), page, "failures")
+    if "costs" in parts:
+        from rlhf.benchmark.costs import costs_table, draw_costs, measure_costs
+
+        found = measure_costs(size, device=device, repeats=repeats, threads=threads)
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_costs(found, page.with_name("costs.png") if page else folder / "costs.png")
+        _publish(folder / "costs.json", found, costs_table(found), page, "costs")
     if "support" in parts:
         from rlhf.benchmark.recipe import compare_recipe
         from rlhf.process import quiet

@@ -12,7 +12,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Store:
         if write:
             return f"{uri}?mode=rwc"
         try:
-            with sqlite3.connect(f"{uri}?mode=ro", uri=True) as db:
+            with closing(sqlite3.connect(f"{uri}?mode=ro", uri=True)) as db:
                 db.execute("PRAGMA user_version").fetchone()
         except sqlite3.OperationalError:
             if not self.path.with_name(f"{self.path.name}-wal").exists():
