@@ -38,7 +38,7 @@ def test_the_tiny_size_measures_every_part(door, tmp_path):
         assert len(row["seconds"]) == task["updates"] == len(lengths)
         assert row["above_weights_mb"] > 0 and row["peak_mb"] > row["loaded_mb"] > row["weights_mb"] > 0
         if task["contender"].startswith("sft/"):
-            assert lengths[0] == round(NATURAL * (TINY.prompt_tokens + TINY.reply_tokens))
+            assert 4 <= lengths[0] < 0.8 * (TINY.prompt_tokens + TINY.reply_tokens)
         elif "/" in task["contender"]:
             assert lengths[0] in (TINY.reply_tokens, TINY.reply_tokens / 2)
         elif task["replies"] == "fixed":
